@@ -1,0 +1,1 @@
+"""The methods in plain PyTorch: nothing here knows of Avalanche."""

@@ -1,0 +1,161 @@
+"""Diagonal Fisher information of any ``nn.Module``, exact to rounding."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from inspect import Parameter, signature
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from avalanche_hnet.core.likelihoods import Categorical, Gaussian, Likelihood
+from avalanche_hnet.core.squared_gradients import N_TRIAL, SquaredGradients
+from avalanche_hnet.core.undisturbed import undisturbed
+
+FisherKind = Literal["empirical", "sampled", "exact"]
+
+
+def diagonal_fisher(
+    model: nn.Module,
+    batches: Iterable[Sequence[Tensor]],
+    *,
+    likelihood: Likelihood | None = None,
+    kind: FisherKind = "empirical",
+    max_samples: int | None = None,
+    generator: torch.Generator | None = None,
+) -> dict[str, Tensor]:
+    """Diagonal of the Fisher information matrix, averaged over samples.
+
+    F_i = 1/N Σ_n E_y[(∂/∂φ_i −log p(y | x_n, φ))²], where y is
+
+    - ``"empirical"``: the label y_n of the data, without expectation;
+    - ``"sampled"``: one label drawn from the model's own p(y | x_n, φ);
+    - ``"exact"``: every label, weighted by p(y | x_n, φ), at one backward pass per output unit.
+
+    Kunstner et al. 2019 (arXiv 1905.12558) and van de Ven 2025 (arXiv 2502.11756) discuss the
+    difference. The model runs in evaluation mode; its modes, its gradients and the state of all
+    random number generators except ``generator`` are afterwards what they were before.
+
+    Layers with a rule (:func:`register_fisher_rule`) cost together one forward and one backward
+    pass. What the rules do not cover or get wrong is found on a few single samples and done by
+    ``vmap(grad)`` in bounded memory or, where ``vmap`` cannot follow the model, one sample at a
+    time, with a warning. The result is the same.
+
+    Args:
+        model: called as ``model(x)``, or as ``model(x, task_labels)`` if its ``forward`` takes
+            task labels and the batches have them.
+        batches: yields ``(x, y)`` or ``(x, y, …, task_labels)``, samples in dimension 0.
+        likelihood: by default :class:`Categorical` for integer targets and :class:`Gaussian`
+            with standard deviation 1 for real ones.
+        kind: see above.
+        max_samples: use at most so many samples, drawn uniformly without replacement, which
+            leaves the estimate of the mean unbiased.
+        generator: draws labels and samples; by default PyTorch's global one.
+
+    Returns:
+        For each parameter that requires grad, by name, a non-negative tensor of its shape.
+
+    Raises:
+        ValueError: for an unknown ``kind``, ``max_samples`` below 1, no samples, a model without
+            parameters that require grad, or one whose output for a sample depends on the other
+            samples of the batch.
+    """
+    if kind not in get_args(FisherKind):
+        raise ValueError(f"kind must be one of {get_args(FisherKind)}, got {kind!r}")
+    if max_samples is not None and max_samples < 1:
+        raise ValueError(f"max_samples must be at least 1, got {max_samples}")
+    parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    if not parameters:
+        raise ValueError("model has no parameter that requires grad, so it has no Fisher")
+
+    device = next(iter(parameters.values())).device
+    fisher = {n: torch.zeros_like(p, requires_grad=False) for n, p in parameters.items()}
+    n_samples = 0
+    methods: dict[tuple[int | None, int], SquaredGradients] = {}
+    with undisturbed(model), torch.enable_grad():
+        if max_samples is not None:
+            batches = _random_subset(batches, max_samples, generator)
+        for batch in batches:
+            for x, y, labels in _single_task_batches(model, batch, device):
+                trial = (None if labels is None else int(labels[0]), min(len(x), N_TRIAL))
+                if trial not in methods:
+                    methods[trial] = SquaredGradients(model, parameters, x, labels)
+                outputs, squares = methods[trial].forward(x)
+                for factor in _fisher_factors(outputs, y, likelihood, kind, generator):
+                    for name, square in squares(factor).items():
+                        fisher[name] += square
+                n_samples += len(x)
+    if n_samples == 0:
+        raise ValueError("batches must yield at least one sample, got none")
+    return {name: total / n_samples for name, total in fisher.items()}
+
+
+def _fisher_factors(
+    outputs: Tensor,
+    targets: Tensor,
+    likelihood: Likelihood | None,
+    kind: FisherKind,
+    generator: torch.Generator | None,
+) -> Iterator[Tensor]:
+    """Tensors c_k (B, …) such that the Fisher of sample n is Σ_k (J_nᵀ c_kn)²."""
+    if likelihood is None:
+        likelihood = Gaussian() if targets.is_floating_point() else Categorical()
+    if kind == "exact":
+        yield from likelihood.fisher_factors(outputs)
+        return
+    if kind == "sampled":
+        targets = likelihood.sample(outputs, generator)
+    outputs = outputs.requires_grad_()
+    yield torch.autograd.grad(likelihood.nll(outputs, targets).sum(), outputs)[0]
+
+
+def _single_task_batches(
+    model: nn.Module, batch: Sequence[Tensor], device: torch.device
+) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+    """The batch as ``(x, y, task_labels)``, split by task if the model takes task labels."""
+    if not isinstance(batch, (tuple, list)) or len(batch) < 2:
+        raise ValueError(
+            f"batches must yield (x, y) or (x, y, ..., task_labels), got a {type(batch).__name__}"
+        )
+    x, y = batch[0].to(device), batch[1].to(device)
+    if len(x) == 0:
+        return
+    if len(batch) == 2 or not _takes_task_labels(model):
+        yield x, y, None
+        return
+    labels = batch[-1].to(device)
+    for label in labels.unique():
+        chosen = labels == label
+        yield x[chosen], y[chosen], labels[chosen]
+
+
+def _takes_task_labels(model: nn.Module) -> bool:
+    """Whether ``forward`` has a parameter ``task_labels`` or a second one without default."""
+    positional = [
+        p
+        for p in signature(model.forward).parameters.values()
+        if p.kind in (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
+    ]
+    return len(positional) > 1 and (
+        positional[1].name == "task_labels" or positional[1].default is Parameter.empty
+    )
+
+
+def _random_subset(
+    batches: Iterable[Sequence[Tensor]], size: int, generator: torch.Generator | None
+) -> Iterator[Sequence[Tensor]]:
+    """One pass over ``batches`` that keeps the ``size`` samples with the smallest random keys."""
+    kept: list[Tensor] = []
+    keys = torch.empty(0, dtype=torch.float64)
+    step = 1
+    for batch in batches:
+        step = max(step, len(batch[0]))
+        device = torch.device("cpu") if generator is None else generator.device
+        drawn = torch.rand(len(batch[0]), generator=generator, device=device, dtype=torch.float64)
+        keys = torch.cat([keys, drawn.cpu()])
+        kept = [torch.cat(pair) for pair in zip(kept, batch, strict=True)] if kept else list(batch)
+        if len(keys) > size:
+            keys, chosen = keys.topk(size, largest=False)
+            kept = [values[chosen.to(values.device)] for values in kept]
+    yield from zip(*(values.split(step) for values in kept), strict=True)

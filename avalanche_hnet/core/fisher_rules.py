@@ -1,0 +1,152 @@
+"""Squared per-sample gradients, summed over a batch, for one type of layer at a time.
+
+A rule gets the layer, its input and the gradient with respect to its output (both with the
+samples in dimension 0) and returns, for each of the layer's own parameters, the sum over
+samples of the squared gradient of a sample. ``diagonal_fisher`` checks a rule against single
+samples before it trusts it, so a rule need not think of layers that are called twice, tied
+weights and the like.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import prod
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+FisherRule = Callable[[nn.Module, Tensor, Tensor], dict[str, Tensor]]
+
+# Per-sample gradients are formed for at most so many numbers at a time (16 MiB of float32).
+_BUDGET = 2**22
+
+_rules: dict[type[nn.Module], FisherRule] = {}
+
+
+def register_fisher_rule(
+    *layer_types: type[nn.Module],
+) -> Callable[[FisherRule], FisherRule]:
+    """Decorator that makes a function the Fisher rule of layer types and their subclasses.
+
+    The rule is called as ``rule(layer, inputs, output_gradients)`` and returns, by parameter
+    name, tensors of the parameters' shapes: Σ_n (∂ℓ_n/∂θ)² over the samples n in dimension 0.
+    """
+    for layer_type in layer_types:
+        if not (isinstance(layer_type, type) and issubclass(layer_type, nn.Module)):
+            raise TypeError(f"layer_types must be subclasses of nn.Module, got {layer_type!r}")
+
+    def register(rule: FisherRule) -> FisherRule:
+        for layer_type in layer_types:
+            _rules[layer_type] = rule
+        return rule
+
+    return register
+
+
+def fisher_rule(layer: nn.Module) -> FisherRule | None:
+    """The rule of the layer's type or of its nearest base class, if there is one."""
+    return next((_rules[t] for t in type(layer).__mro__ if t in _rules), None)
+
+
+@register_fisher_rule(nn.Linear)
+def linear(layer: nn.Module, inputs: Tensor, grads: Tensor) -> dict[str, Tensor]:
+    """Gradient g aᵀ of a sample; without a sequence its square is (g²)(a²)ᵀ."""
+    if inputs.dim() == 2:
+        squares = grads.square()
+        return {"weight": squares.T @ inputs.square(), "bias": squares.sum(0)}
+    sequences, grads = inputs.flatten(1, -2), grads.flatten(1, -2)
+    return {
+        "weight": _squared_products(grads.transpose(1, 2), sequences),
+        "bias": grads.sum(1).square().sum(0),
+    }
+
+
+@register_fisher_rule(nn.Conv1d, nn.Conv2d, nn.Conv3d)
+def convolution(layer: nn.Module, inputs: Tensor, grads: Tensor) -> dict[str, Tensor]:
+    """Gradient of a sample: output gradients times the input patches under the kernel."""
+    assert isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
+    mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+    padded = F.pad(inputs, layer._reversed_padding_repeated_twice, mode=mode)
+    groups, n_patches = layer.groups, prod(grads.shape[2:])
+    patch_size = prod(layer.kernel_size) * layer.in_channels // groups
+    weight = torch.zeros_like(layer.weight, requires_grad=False)
+    step = max(1, _BUDGET // (groups * patch_size * n_patches + weight.numel()))
+    for x, g in zip(padded.split(step), grads.split(step), strict=True):
+        patches = _patches(x, layer).reshape(len(x), groups, patch_size, n_patches)
+        g = g.reshape(len(g), groups, -1, n_patches)
+        per_sample = g @ patches.transpose(2, 3)  # (b, groups, out / groups, patch_size)
+        weight += per_sample.square_().sum(0).view_as(weight)
+    return {"weight": weight, "bias": grads.flatten(2).sum(2).square().sum(0)}
+
+
+@register_fisher_rule(nn.Embedding)
+def embedding(layer: nn.Module, inputs: Tensor, grads: Tensor) -> dict[str, Tensor]:
+    """Gradient of a sample and row: the sum of output gradients where the row was looked up."""
+    assert isinstance(layer, nn.Embedding)
+    n_rows = layer.num_embeddings
+    sample = torch.arange(len(inputs), device=inputs.device).view(-1, *[1] * (inputs.dim() - 1))
+    pairs, position = torch.unique(sample * n_rows + inputs, return_inverse=True)
+    per_sample = grads.new_zeros(len(pairs), layer.embedding_dim)
+    per_sample.index_add_(0, position.flatten(), grads.reshape(-1, layer.embedding_dim))
+    weight = torch.zeros_like(layer.weight, requires_grad=False)
+    weight.index_add_(0, pairs % n_rows, per_sample.square_())
+    if layer.padding_idx is not None:
+        weight[layer.padding_idx] = 0
+    return {"weight": weight}
+
+
+@register_fisher_rule(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+def batch_norm(layer: nn.Module, inputs: Tensor, grads: Tensor) -> dict[str, Tensor]:
+    """In evaluation mode an affine map of each channel by the running statistics."""
+    assert isinstance(layer, nn.modules.batchnorm._BatchNorm)
+    normalised = F.batch_norm(inputs, layer.running_mean, layer.running_var, eps=layer.eps)
+    return _channel_affine(normalised, grads)
+
+
+@register_fisher_rule(nn.GroupNorm)
+def group_norm(layer: nn.Module, inputs: Tensor, grads: Tensor) -> dict[str, Tensor]:
+    """An affine map of each channel after normalisation within groups of channels."""
+    assert isinstance(layer, nn.GroupNorm)
+    return _channel_affine(F.group_norm(inputs, layer.num_groups, eps=layer.eps), grads)
+
+
+@register_fisher_rule(nn.LayerNorm)
+def layer_norm(layer: nn.Module, inputs: Tensor, grads: Tensor) -> dict[str, Tensor]:
+    """An elementwise affine map of the last dimensions, shared by the positions before them."""
+    assert isinstance(layer, nn.LayerNorm)
+    normalised = F.layer_norm(inputs, layer.normalized_shape, eps=layer.eps)
+    shape = (len(inputs), -1, *layer.normalized_shape)
+    return {
+        "weight": (grads * normalised).reshape(shape).sum(1).square().sum(0),
+        "bias": grads.reshape(shape).sum(1).square().sum(0),
+    }
+
+
+def _channel_affine(normalised: Tensor, grads: Tensor) -> dict[str, Tensor]:
+    shape = (*grads.shape[:2], -1)
+    return {
+        "weight": (grads * normalised).reshape(shape).sum(2).square().sum(0),
+        "bias": grads.reshape(shape).sum(2).square().sum(0),
+    }
+
+
+def _squared_products(left: Tensor, right: Tensor) -> Tensor:
+    """Σ_n (left_n right_n)², for (N, O, S) and (N, S, I), in bounded memory."""
+    total = left.new_zeros(left.shape[1], right.shape[2])
+    step = max(1, _BUDGET // total.numel())
+    for a, b in zip(left.split(step), right.split(step), strict=True):
+        total += (a @ b).square_().sum(0)
+    return total
+
+
+def _patches(padded: Tensor, layer: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> Tensor:
+    """Views of what the kernel sees: (B, C, kernel…, output…)."""
+    spatial = len(layer.kernel_size)
+    windows = padded
+    for dim, (size, stride, dilation) in enumerate(
+        zip(layer.kernel_size, layer.stride, layer.dilation, strict=True), start=2
+    ):
+        windows = windows.unfold(dim, dilation * (size - 1) + 1, stride)[..., ::dilation]
+    kernel = range(2 + spatial, 2 + 2 * spatial)
+    return windows.permute(0, 1, *kernel, *range(2, 2 + spatial))

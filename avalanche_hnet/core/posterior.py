@@ -1,0 +1,249 @@
+"""A diagonal Gaussian posterior over a network's weights, updated one experience at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from avalanche_hnet.core.quadratic import Quadratic
+
+PriorMean = Literal["zero", "initial"]
+
+
+class GaussianPosterior:
+    """N(φ*, diag(Λ)⁻¹) over all weights φ trained so far, under a prior N(μ₀, σ² I).
+
+    Each element of each parameter is ``known`` (trained in an earlier experience) or not, and in
+    an experience *active* (its loss depends on it) or not. With N samples, an experience
+    minimises
+
+        mean NLL + 1/N [1/(2σ²) Σ_{active, not known} (φᵢ − μ₀ᵢ)² + (λ/2) Σ_{known} Λᵢ (φᵢ − φ*ᵢ)²]
+
+    of which :meth:`prior_penalty` and :meth:`ewc_penalty` give the two sums, without 1/N and λ,
+    and :meth:`update` then takes the Laplace approximation at its minimum,
+
+        Λᵢ ← 1/σ² + γ (Λᵢ − 1/σ²) + [active] N Fᵢ,    φ* ← φ,    known ← known ∪ active,
+
+    so that the prior enters once per element and γ forgets data, never the prior. Elements that
+    are not known hold the prior: mean μ₀ and precision 1/σ².
+
+    Online EWC as in Schwarz et al. 2018 (arXiv 1805.06370) and Huszár 2018 (PNAS 115, E2496),
+    with the prior and the masks made explicit.
+
+    Attributes:
+        mean: φ* by parameter name.
+        precision: Λ by parameter name.
+        known: boolean tensors by parameter name.
+        prior_variance: σ².
+
+    Raises:
+        ValueError: if ``prior_variance`` is not positive or ``prior_mean`` not one of its kinds.
+    """
+
+    def __init__(self, prior_variance: float = 1.0, prior_mean: PriorMean = "zero") -> None:
+        if not 0 < prior_variance < float("inf"):
+            raise ValueError(f"prior_variance must be positive and finite, got {prior_variance}")
+        if prior_mean not in get_args(PriorMean):
+            raise ValueError(f"prior_mean must be one of {get_args(PriorMean)}, got {prior_mean!r}")
+        self.prior_variance = float(prior_variance)
+        self._prior_mean_kind = prior_mean
+        self.mean: dict[str, Tensor] = {}
+        self.precision: dict[str, Tensor] = {}
+        self.known: dict[str, Tensor] = {}
+        self._prior_mean: dict[str, Tensor] = {}
+        self._just_loaded = False
+
+    def align(self, parameters: Mapping[str, Tensor]) -> bool:
+        """Take in parameters that are new, have grown, moved to another device, or left.
+
+        A parameter may grow in dimension 0 (output units): the new rows hold the prior, which
+        for ``prior_mean="initial"`` is centred on the values that they have now. A parameter
+        that is new but does not require grad is left out; one that is not among ``parameters``
+        any more is forgotten.
+
+        Args:
+            parameters: all parameters of the model, by name.
+
+        Returns:
+            Whether anything changed.
+
+        Raises:
+            ValueError: if a shape differs in another way than by new rows, or, after
+                :meth:`load_state_dict`, if a parameter with known elements is missing.
+        """
+        self._check_fit(parameters)
+        self._just_loaded = False
+        changed = False
+        for name in self.mean.keys() - parameters.keys():
+            for tensors in self._tensors():
+                del tensors[name]
+            changed = True
+        for name, parameter in parameters.items():
+            old = self.mean.get(name)
+            if old is None and not parameter.requires_grad:
+                continue
+            if old is not None and old.shape == parameter.shape and old.device == parameter.device:
+                continue
+            self._make_room(name, parameter.detach())
+            changed = True
+        return changed
+
+    def forget(self) -> None:
+        """Return to the prior: nothing is known any more."""
+        for name, mean in self.mean.items():
+            mean.copy_(self._prior_mean[name])
+            self.precision[name].fill_(1 / self.prior_variance)
+            self.known[name].zero_()
+
+    def prior_term(self, active: Mapping[str, Tensor]) -> Quadratic:
+        """1/(2σ²) Σ (φᵢ − μ₀ᵢ)² over the active elements that are not known, as a function of φ.
+
+        Args:
+            active: boolean masks by parameter name; what is missing is inactive.
+        """
+        new = {n: active[n] & ~self.known[n] for n in self.mean if n in active}
+        return Quadratic(
+            {n: mask / self.prior_variance for n, mask in new.items() if mask.any()},
+            self._prior_mean,
+        )
+
+    def ewc_term(self) -> Quadratic:
+        """½ Σ Λᵢ (φᵢ − φ*ᵢ)² over the known elements, as a function of φ."""
+        return Quadratic(
+            {n: self.precision[n] * known for n, known in self.known.items() if known.any()},
+            self.mean,
+        )
+
+    def prior_penalty(
+        self, parameters: Mapping[str, Tensor], active: Mapping[str, Tensor]
+    ) -> Tensor:
+        """Value of :meth:`prior_term` at ``parameters``, a differentiable scalar."""
+        return self.prior_term(active)(parameters)
+
+    def ewc_penalty(self, parameters: Mapping[str, Tensor]) -> Tensor:
+        """Value of :meth:`ewc_term` at ``parameters``, a differentiable scalar."""
+        return self.ewc_term()(parameters)
+
+    @torch.no_grad()
+    def update(
+        self,
+        parameters: Mapping[str, Tensor],
+        fisher: Mapping[str, Tensor],
+        n_samples: int,
+        active: Mapping[str, Tensor],
+        gamma: float = 1.0,
+    ) -> None:
+        """Take in an experience that has been trained on.
+
+        Args:
+            parameters: φ at the minimum, by name.
+            fisher: F, the Fisher *averaged* over samples, by name; what is missing is zero.
+            n_samples: N, the number of samples of the experience.
+            active: boolean masks by name; what is missing is inactive.
+            gamma: γ, in [0, 1]: how much of the precision from earlier data is kept.
+
+        Raises:
+            ValueError: if γ or N is out of range, or an active element's Fisher is not finite.
+        """
+        if not 0 <= gamma <= 1:
+            raise ValueError(f"gamma must lie in [0, 1], got {gamma}")
+        if n_samples < 1:
+            raise ValueError(f"n_samples must be at least 1, got {n_samples}")
+        for name, values in fisher.items():
+            if name in active and not values[active[name]].isfinite().all():
+                raise ValueError(f"fisher[{name!r}] is not finite; the posterior is left unchanged")
+        self.align(parameters)
+        prior_precision = 1 / self.prior_variance
+        for name, mean in self.mean.items():
+            precision, known = self.precision[name], self.known[name]
+            precision.sub_(prior_precision).mul_(gamma).add_(prior_precision)
+            if name in active:
+                known |= active[name]
+                if name in fisher:
+                    precision += torch.where(active[name], fisher[name] * n_samples, 0)
+            mean.copy_(torch.where(known, parameters[name], mean))
+
+    def sample(self, generator: torch.Generator | None = None) -> dict[str, Tensor]:
+        """One draw φ ~ N(φ*, Λ⁻¹), by parameter name; what is not known comes from the prior."""
+        draw = {}
+        for name, mean in self.mean.items():
+            device = mean.device if generator is None else generator.device
+            noise = torch.randn(mean.shape, generator=generator, device=device, dtype=mean.dtype)
+            draw[name] = mean + noise.to(mean.device) * self.precision[name].rsqrt()
+        return draw
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything there is to know, in dictionaries of tensors, for ``torch.save``."""
+        return {
+            "prior_variance": self.prior_variance,
+            "prior_mean": dict(self._prior_mean),
+            "mean": dict(self.mean),
+            "precision": dict(self.precision),
+            "known": dict(self.known),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Become the posterior of :meth:`state_dict`.
+
+        Raises:
+            ValueError: if ``state`` is not such a dictionary or has another prior variance.
+        """
+        keys = self.state_dict().keys()
+        if state.keys() != keys:
+            raise ValueError(f"state must have the keys {sorted(keys)}, got {sorted(state)}")
+        if state["prior_variance"] != self.prior_variance:
+            raise ValueError(
+                f"state was made with prior_variance={state['prior_variance']}, "
+                f"but this posterior has prior_variance={self.prior_variance}"
+            )
+        names = state["mean"].keys()
+        for field in ("prior_mean", "precision", "known"):
+            shapes = {n: t.shape for n, t in state[field].items()}
+            if shapes != {n: t.shape for n, t in state["mean"].items()}:
+                raise ValueError(
+                    f"state[{field!r}] must have the names and shapes of state['mean']"
+                )
+        fields = ("prior_mean", "mean", "precision", "known")
+        for field, tensors in zip(fields, self._tensors(), strict=True):
+            tensors.clear()
+            tensors.update({n: state[field][n].clone() for n in names})
+        self._just_loaded = True
+
+    def _tensors(self) -> tuple[dict[str, Tensor], ...]:
+        return self._prior_mean, self.mean, self.precision, self.known
+
+    def _check_fit(self, parameters: Mapping[str, Tensor]) -> None:
+        for name, mean in self.mean.items():
+            if name not in parameters:
+                if self._just_loaded and self.known[name].any():
+                    raise ValueError(
+                        f"the loaded posterior holds {name!r}, which the model does not have; it "
+                        "belongs to another architecture, or the model's own state (with all its "
+                        "heads) was not loaded first"
+                    )
+                continue
+            shape = parameters[name].shape
+            if shape[1:] != mean.shape[1:] or shape[:1] < mean.shape[:1]:
+                raise ValueError(
+                    f"the posterior of {name!r} has shape {tuple(mean.shape)}, but the model's "
+                    f"parameter has {tuple(shape)}; a parameter may only grow in dimension 0"
+                )
+
+    def _make_room(self, name: str, parameter: Tensor) -> None:
+        """Tensors of the parameter's shape and device, with the old ones in their first rows."""
+        initial = self._prior_mean_kind == "initial"
+        prior_mean = parameter.clone() if initial else torch.zeros_like(parameter)
+        grown = (
+            prior_mean,
+            prior_mean.clone(),
+            torch.full_like(parameter, 1 / self.prior_variance),
+            torch.zeros_like(parameter, dtype=torch.bool),
+        )
+        for tensors, new in zip(self._tensors(), grown, strict=True):
+            if name in tensors:
+                old = tensors[name]
+                new[tuple(slice(size) for size in old.shape)] = old.to(new.device)
+            tensors[name] = new

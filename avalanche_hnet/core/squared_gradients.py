@@ -1,0 +1,250 @@
+"""Squared per-sample gradients of any module, by the cheapest method that gets them right."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from avalanche_hnet.core.fisher_rules import FisherRule, fisher_rule
+
+Squares = dict[str, Tensor]
+
+# Samples on which the fast methods are compared with single samples.
+N_TRIAL = 3
+# ``vmap`` holds at most so many per-sample gradients at a time (64 MiB of float32).
+_BUDGET = 2**24
+
+
+class SquaredGradients:
+    """Σ_n (J_nᵀ c_n)² for the samples n of a batch, J_n the Jacobian of the outputs of sample n.
+
+    A trial on a few samples decides for each parameter between the rule of its layer (one
+    backward pass for the batch), ``vmap(grad)``, and one sample at a time: the first of these
+    that agrees with the last. So tied weights, layers called twice, weights used outside their
+    layer, sequences in dimension 0 and wrong rules cost time, but never correctness.
+
+    Args:
+        model: in evaluation mode; called with ``(x)`` or, if ``labels`` are given, with
+            ``(x, labels)``.
+        parameters: those whose gradients are wanted, by name.
+        x: the first batch, samples in dimension 0.
+        labels: task labels of ``x``, one and the same for all samples (B,), or None.
+
+    Raises:
+        ValueError: if the output for a sample depends on the other samples of its batch.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        parameters: Mapping[str, nn.Parameter],
+        x: Tensor,
+        labels: Tensor | None,
+    ) -> None:
+        _refuse_batch_statistics(model)
+        self._model = model
+        self._parameters = parameters
+        self._label = None if labels is None else labels[:1]
+        self._rules = {
+            prefix: rule
+            for prefix, module in model.named_modules()
+            if any(p.requires_grad for p in module.parameters(recurse=False))
+            and (rule := fisher_rule(module)) is not None
+        }
+        self._vmapped: list[str] = []
+        self._looped: list[str] = []
+        self._choose_methods(x[:N_TRIAL])
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Callable[[Tensor], Squares]]:
+        """Outputs (B, …), and a function from c (of their shape) to Σ_n (J_nᵀ c_n)² by name."""
+        with _recorded_layers(self._model, self._rules) as calls:
+            outputs = self._model(*self._arguments(x))
+
+        def squares(factor: Tensor) -> Squares:
+            elsewhere = {*self._vmapped, *self._looped}
+            by_rule = _by_rule(calls, outputs, factor)
+            return {
+                **{n: s for n, s in by_rule.items() if n in self._parameters.keys() - elsewhere},
+                **self._by_vmap(self._vmapped, x, factor),
+                **self._one_by_one(self._looped, x, factor),
+            }
+
+        return outputs.detach(), squares
+
+    def _arguments(self, x: Tensor) -> tuple[Any, ...]:
+        return (x,) if self._label is None else (x, self._label.expand(len(x)))
+
+    def _choose_methods(self, x: Tensor) -> None:
+        singles = torch.cat([self._model(*self._arguments(xi)).detach() for xi in x.split(1)])
+        batched, by_rules = self.forward(x)
+        tolerance = torch.finfo(batched.dtype).eps ** 0.3
+        unit_scale = (
+            singles.abs().amax(0) + 1e2 * torch.finfo(batched.dtype).eps * singles.abs().max()
+        )
+        if not ((batched - singles).abs() <= tolerance * unit_scale).all():
+            raise ValueError(
+                "model gives a sample different outputs alone and in a batch, or from call to "
+                "call, in evaluation mode, so it has no per-sample gradients; look for layers "
+                "that mix samples (batch statistics) or draw random numbers (dropout) in "
+                "evaluation mode"
+            )
+        # Random directions, since the gradients of a perfect fit vanish.
+        generator = torch.Generator().manual_seed(0)
+        factor = torch.randn(batched.shape, generator=generator).to(batched)
+        truth = self._one_by_one(self._parameters, x, factor)
+        largest = max((t.max() for t in truth.values()), default=torch.zeros(()))
+        noise = (1e2 * torch.finfo(batched.dtype).eps) ** 2 * largest
+
+        def disagrees(name: str, found: Squares) -> bool:
+            if name not in found or name not in truth:
+                return name in found or name in truth
+            error = (found[name] - truth[name]).abs().max()
+            return not bool(error <= tolerance * truth[name].max() + noise)
+
+        # A layer with a rule that this task does not use (another head) is left to its rule.
+        with_rule = {
+            f"{prefix}.{name}".lstrip(".")
+            for prefix in self._rules
+            for name, _ in self._model.get_submodule(prefix).named_parameters(recurse=False)
+        }
+        found = by_rules(factor)
+        self._vmapped = [n for n in self._parameters if n not in with_rule or disagrees(n, found)]
+        if self._vmapped:
+            try:
+                found = self._by_vmap(self._vmapped, x, factor)
+                self._looped = [n for n in self._vmapped if n in truth and disagrees(n, found)]
+            except Exception:  # what vmap cannot trace ends in errors of every kind
+                self._looped = self._vmapped
+            self._vmapped = [n for n in self._vmapped if n not in self._looped]
+        if self._looped:
+            warnings.warn(
+                f"squared gradients of {', '.join(self._looped)} are computed one sample at a "
+                "time, since neither a Fisher rule nor torch.func.vmap covers them",
+                stacklevel=4,
+            )
+
+    def _by_vmap(self, names: list[str], x: Tensor, factor: Tensor) -> Squares:
+        if not names:
+            return {}
+        everything = {n: p.detach() for n, p in self._model.named_parameters()}
+        chosen = {n: everything.pop(n) for n in names}
+        label = () if self._label is None else (int(self._label),)
+
+        def weighted_output(chosen: Squares, xi: Tensor, ci: Tensor) -> Tensor:
+            out = functional_call(self._model, {**everything, **chosen}, (xi[None], *label))
+            return (out[0] * ci).sum()
+
+        gradients = vmap(grad(weighted_output), in_dims=(None, 0, 0))
+        total = {n: torch.zeros_like(p) for n, p in chosen.items()}
+        step = max(1, _BUDGET // sum(p.numel() for p in chosen.values()))
+        with sdpa_kernel(SDPBackend.MATH):  # the fused kernels have no batching rule
+            for xs, cs in zip(x.split(step), factor.split(step), strict=True):
+                for name, g in gradients(chosen, xs, cs).items():
+                    total[name] += g.square_().sum(0)
+        return total
+
+    def _one_by_one(self, names: Iterable[str], x: Tensor, factor: Tensor) -> Squares:
+        chosen = {n: self._parameters[n] for n in names}
+        total: Squares = {}
+        if not chosen:
+            return total
+        for xi, ci in zip(x.split(1), factor.split(1), strict=True):
+            out = self._model(*self._arguments(xi))
+            if not out.requires_grad:
+                continue
+            gradients = torch.autograd.grad(out, [*chosen.values()], ci, allow_unused=True)
+            for name, g in zip(chosen, gradients, strict=True):
+                if g is not None:
+                    total[name] = total.get(name, 0) + g.square()
+        return total
+
+
+class _Call(NamedTuple):
+    """One call of a layer: how to get its squared gradients once its output's is known."""
+
+    prefix: str
+    layer: nn.Module
+    rule: FisherRule
+    inputs: Tensor
+    output_gradient: list[Tensor]  # filled by the backward pass
+
+
+class _Calls(list[_Call]):
+    """Calls in order, and the leaves at which their common backward pass ends."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.leaves: list[Tensor] = []
+
+
+@contextmanager
+def _recorded_layers(model: nn.Module, rules: Mapping[str, FisherRule]) -> Iterator[_Calls]:
+    """Hooks that record inputs and output gradients of the layers that have rules.
+
+    No parameter requires grad inside, so the backward pass forms no gradients of weights.
+    """
+    calls = _Calls()
+    trainable = [p for p in model.parameters() if p.requires_grad]
+
+    def record(prefix: str, rule: FisherRule) -> Callable[..., Tensor]:
+        def hook(layer: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
+            if not isinstance(output, Tensor):
+                return output
+            if not output.requires_grad:  # nothing before it is differentiated: start here
+                leaf = torch.zeros((), dtype=output.dtype, device=output.device)
+                calls.leaves.append(leaf.requires_grad_())
+                output = output + leaf
+            inputs = (*args, *kwargs.values())[0]
+            call = _Call(prefix, layer, rule, inputs.detach(), [])
+            output.register_hook(call.output_gradient.append)
+            calls.append(call)
+            return output
+
+        return hook
+
+    handles = [
+        model.get_submodule(prefix).register_forward_hook(record(prefix, rule), with_kwargs=True)
+        for prefix, rule in rules.items()
+    ]
+    try:
+        for parameter in trainable:
+            parameter.requires_grad_(False)
+        yield calls
+    finally:
+        for parameter in trainable:
+            parameter.requires_grad_(True)
+        for handle in handles:
+            handle.remove()
+
+
+def _by_rule(calls: _Calls, outputs: Tensor, factor: Tensor) -> Squares:
+    total: Squares = {}
+    if not calls.leaves or not outputs.requires_grad:
+        return total
+    torch.autograd.grad(outputs, calls.leaves, factor, retain_graph=True, allow_unused=True)
+    for prefix, layer, rule, inputs, output_gradient in calls:
+        if not output_gradient:  # the output was not used
+            continue
+        for name, square in rule(layer, inputs, output_gradient.pop()).items():
+            full_name = f"{prefix}.{name}".lstrip(".")
+            total[full_name] = total.get(full_name, 0) + square
+    return total
+
+
+def _refuse_batch_statistics(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and (
+            module.training or module.running_mean is None
+        ):
+            raise ValueError(
+                f"layer {name!r} ({type(module).__name__}) normalises with the statistics of the "
+                "batch even in evaluation mode, so samples have no gradients of their own; use "
+                "track_running_stats=True and let it follow model.eval(), or another normalisation"
+            )

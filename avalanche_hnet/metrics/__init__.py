@@ -1,0 +1,1 @@
+"""What the plugins publish to Avalanche's loggers."""

@@ -1,0 +1,35 @@
+"""Values that plugins hand to every logger of a strategy's evaluator."""
+
+from __future__ import annotations
+
+import torch
+from avalanche.evaluation.metric_results import AlternativeValues, MetricValue
+from avalanche.training.templates import SupervisedTemplate
+from torch import Tensor
+
+# A histogram needs no more values than this, and the evaluator keeps all that it is given.
+_MAX_VALUES = 2**16
+
+
+class Histogram(AlternativeValues):
+    """Many values of which loggers draw the distribution; text loggers print a summary."""
+
+    def __init__(self, values: Tensor) -> None:
+        flat = values.detach().flatten()
+        self.values = flat[:: -(-len(flat) // _MAX_VALUES)].cpu()
+        super().__init__(self.values)
+
+    def __str__(self) -> str:
+        low, middle, high = torch.quantile(self.values.double(), torch.tensor([0, 0.5, 1]).double())
+        return f"from {low:.3g} to {high:.3g}, median {middle:.3g}"
+
+
+def publish(
+    strategy: SupervisedTemplate, origin: object, name: str, value: float | Histogram
+) -> None:
+    """Give ``value`` to the strategy's evaluator, at the current training iteration.
+
+    The evaluator passes it on to its loggers at the end of the current callback.
+    """
+    step = strategy.clock.train_iterations
+    strategy.evaluator.publish_metric_value(MetricValue(origin, name, value, step))

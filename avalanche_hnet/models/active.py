@@ -1,0 +1,100 @@
+"""Which elements of a model's parameters an experience's loss depends on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import singledispatch
+from typing import Protocol, runtime_checkable
+
+import torch
+from avalanche.benchmarks import CLExperience
+from avalanche.models import IncrementalClassifier, MultiHeadClassifier
+from torch import Tensor, nn
+
+
+@runtime_checkable
+class HasActiveElements(Protocol):
+    """A module that says itself which of its elements take part in an experience."""
+
+    def active_elements(self, experience: CLExperience) -> Mapping[str, Tensor]:
+        """Boolean masks by parameter name, relative to this module.
+
+        A mask has the parameter's shape or one that broadcasts to it; a parameter that is not
+        mentioned is active as a whole.
+        """
+
+
+def active_elements(model: nn.Module, experience: CLExperience) -> dict[str, Tensor]:
+    """Boolean masks, by name and of the shape of each parameter that requires grad.
+
+    True are all elements but those that the loss of the experience cannot depend on: heads of
+    other tasks in Avalanche's ``MultiHeadClassifier``, units of classes that it or
+    ``IncrementalClassifier`` masks, and what modules with a method ``active_elements``
+    (:class:`HasActiveElements`) leave out. These may stand anywhere in the model; where one
+    contains another, both must agree that an element is active.
+
+    Raises:
+        ValueError: if a module's masks do not fit its parameters.
+    """
+    active = {
+        name: torch.ones_like(parameter, dtype=torch.bool)
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    }
+    for prefix, module in model.named_modules():
+        own = dict(module.named_parameters())
+        for name, mask in _masks(module, experience).items():
+            full_name = f"{prefix}.{name}" if prefix else name
+            _check_mask(full_name, mask, own.get(name))
+            if full_name in active:
+                active[full_name] &= mask
+    return active
+
+
+@singledispatch
+def _masks(module: nn.Module, experience: CLExperience) -> Mapping[str, Tensor]:
+    if isinstance(module, HasActiveElements):
+        return module.active_elements(experience)
+    return {}
+
+
+@_masks.register
+def _(module: IncrementalClassifier, experience: CLExperience) -> Mapping[str, Tensor]:
+    return _rows(module.active_units.bool(), "classifier") if module.masking else {}
+
+
+@_masks.register
+def _(module: MultiHeadClassifier, experience: CLExperience) -> Mapping[str, Tensor]:
+    masks: dict[str, Tensor] = {}
+    tasks = set(experience.task_labels)
+    for label, head in module.classifiers.items():
+        units = torch.zeros(len(head.classifier.bias), dtype=torch.bool)
+        units = units.to(head.classifier.bias.device)
+        if int(label) in tasks:
+            if module.masking:
+                seen = module.get_buffer(f"active_units_T{label}")
+                units[: len(seen)] = seen.bool()
+            else:
+                units[:] = True
+        masks |= _rows(units, f"classifiers.{label}.classifier")
+    return masks
+
+
+def _rows(units: Tensor, layer: str) -> dict[str, Tensor]:
+    return {f"{layer}.weight": units[:, None], f"{layer}.bias": units}
+
+
+def _check_mask(name: str, mask: Tensor, parameter: Tensor | None) -> None:
+    if parameter is None:
+        raise ValueError(f"active_elements names {name!r}, which is no parameter of its module")
+    if mask.dtype != torch.bool:
+        raise ValueError(f"active_elements must give boolean masks, got {mask.dtype} for {name!r}")
+    try:
+        fits = torch.broadcast_shapes(mask.shape, parameter.shape) == parameter.shape
+    except RuntimeError:
+        fits = False
+    if not fits:
+        raise ValueError(
+            f"active_elements gives {name!r} a mask of shape {tuple(mask.shape)}, which does not "
+            f"broadcast to the parameter's {tuple(parameter.shape)}"
+        )

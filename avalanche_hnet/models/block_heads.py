@@ -1,0 +1,116 @@
+"""One output layer with a block of units per task."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from avalanche.benchmarks import CLExperience
+from avalanche.models import MultiTaskModule
+from torch import Tensor, nn
+from torch.nn.utils import skip_init
+
+
+class BlockMultiHeadClassifier(MultiTaskModule):
+    """One linear output layer that holds one block of units per task.
+
+    A task's block has one unit for each of its classes, added when the task, or the class, is
+    first trained on. The output (B, C) has a column for each class label up to the highest one
+    that any experience had; the columns that are not classes of a sample's task hold
+    ``mask_value``. So class labels may start from zero in each task or be unique over tasks,
+    mini-batches may mix tasks, and a task that was never trained on gets ``mask_value`` alone.
+
+    It is called with task labels and can stand anywhere in a model, like Avalanche's
+    ``MultiHeadClassifier``. The difference is that all heads are rows of one weight matrix, as
+    in von Oswald et al. 2020 (arXiv 1906.00695) and Henning et al. 2021 (arXiv 2103.01133).
+
+    Args:
+        in_features: number of input features.
+        mask_value: the output for classes of other tasks.
+
+    Raises:
+        ValueError: if ``in_features`` is below 1.
+    """
+
+    unit_tasks: Tensor  # (U,), the task label of each output unit
+    unit_classes: Tensor  # (U,), the class label of each output unit
+
+    def __init__(self, in_features: int, mask_value: float = -1000.0) -> None:
+        super().__init__()
+        if in_features < 1:
+            raise ValueError(f"in_features must be at least 1, got {in_features}")
+        self.mask_value = mask_value
+        self.classifier = skip_init(nn.Linear, in_features, 0)
+        self.register_buffer("unit_tasks", torch.zeros(0, dtype=torch.long))
+        self.register_buffer("unit_classes", torch.zeros(0, dtype=torch.long))
+
+    def adaptation(self, experience: CLExperience) -> None:
+        """Add the units of the experience's tasks and classes that are new, if training."""
+        super().adaptation(experience)
+        if not self.training:
+            return
+        present = set(zip(self.unit_tasks.tolist(), self.unit_classes.tolist(), strict=True))
+        new = sorted(_tasks_and_classes(experience) - present)
+        if new:
+            tasks, classes = torch.tensor(new).to(self.unit_tasks).T
+            fresh = nn.Linear(self.classifier.in_features, len(new)).to(self.classifier.weight)
+            old, self.classifier = self.classifier, self._linear(len(self.unit_tasks) + len(new))
+            with torch.no_grad():
+                for name, parameter in self.classifier.named_parameters():
+                    rows = [old.get_parameter(name), fresh.get_parameter(name)]
+                    parameter.copy_(torch.cat(rows))
+            self.unit_tasks = torch.cat([self.unit_tasks, tasks])
+            self.unit_classes = torch.cat([self.unit_classes, classes])
+
+    def forward(self, x: Tensor, task_labels: Tensor | int | None) -> Any:
+        """Logits (B, C) of features ``x`` (B, in_features) for task labels (B,) or one label.
+
+        Without labels (None): logits by task label, for all tasks that were trained on.
+        """
+        if task_labels is None:
+            return self.forward_all_tasks(x)
+        labels = torch.as_tensor(task_labels, device=x.device).expand(len(x))
+        units = self.classifier(x)  # (B, U)
+        own = self.unit_tasks == labels[:, None]
+        to_class = F.one_hot(self.unit_classes, self._n_classes()).to(units)  # (U, C)
+        logits = (units * own) @ to_class
+        return logits.where(own.to(units) @ to_class > 0, self.mask_value)
+
+    def forward_single_task(self, x: Tensor, task_label: int) -> Tensor:
+        """Logits (B, C) of features ``x`` (B, in_features), all of one task."""
+        logits: Tensor = self(x, task_label)
+        return logits
+
+    def active_elements(self, experience: CLExperience) -> dict[str, Tensor]:
+        """The rows of the experience's tasks."""
+        tasks = torch.tensor(experience.task_labels).to(self.unit_tasks)
+        rows = torch.isin(self.unit_tasks, tasks)
+        return {"classifier.weight": rows[:, None], "classifier.bias": rows}
+
+    def _n_classes(self) -> int:
+        return max([self.max_class_label, *(self.unit_classes + 1).tolist()])
+
+    def _linear(self, n_units: int) -> nn.Linear:
+        layer = skip_init(nn.Linear, self.classifier.in_features, n_units)
+        return layer.to(self.classifier.weight)
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        saved = state_dict.get(f"{prefix}unit_tasks")
+        if saved is not None and len(saved) != len(self.unit_tasks):
+            self.classifier = self._linear(len(saved))
+            self.unit_tasks = self.unit_tasks.new_zeros(len(saved))
+            self.unit_classes = self.unit_classes.new_zeros(len(saved))
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def _tasks_and_classes(experience: CLExperience) -> set[tuple[int, int]]:
+    labels = experience.task_labels
+    if len(labels) == 1:
+        return {(int(labels[0]), int(c)) for c in experience.classes_in_this_experience}
+    dataset = experience.dataset
+    return {
+        (int(t), int(c)) for t, c in zip(dataset.targets_task_labels, dataset.targets, strict=True)
+    }

@@ -1,0 +1,231 @@
+"""Online EWC with an explicit prior, as a plugin for Avalanche's strategies."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any, get_args
+
+import torch
+from avalanche.models.utils import is_multi_task_module
+from avalanche.training.plugins import SupervisedPlugin
+from avalanche.training.templates import SupervisedTemplate
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from avalanche_hnet.core.fisher import FisherKind, diagonal_fisher
+from avalanche_hnet.core.likelihoods import Likelihood, likelihood_from_criterion
+from avalanche_hnet.core.posterior import GaussianPosterior, PriorMean
+from avalanche_hnet.metrics.publish import Histogram, publish
+from avalanche_hnet.models.active import active_elements
+
+
+class PriorEWCPlugin(SupervisedPlugin):
+    """Prior-focused continual learning with a diagonal Gaussian posterior over the weights.
+
+    While an experience of N samples is trained, the loss per sample is
+
+        mean NLL + 1/N [1/(2σ²) Σ_{active, not known} (φᵢ − μ₀ᵢ)² + (λ/2) Σ_{known} Λᵢ (φᵢ − φ*ᵢ)²]
+
+    and after it the precision Λ takes in N times the Fisher (:class:`GaussianPosterior` has the
+    formulas). The criterion is left as it is: where it is a multiple of the mean NLL, as the
+    mean squared error is, the bracket is multiplied by the same factor.
+
+    *Active* are the elements that the experience's loss depends on (:func:`active_elements`):
+    of heads, those of its tasks and classes. Heads of other tasks feel neither the prior nor,
+    unless replayed samples move them, the penalty.
+
+    The Fisher is computed in evaluation mode, on the experience's own data with its evaluation
+    transforms. λ = γ = 1 is the Bayesian update.
+
+    Published to the evaluator under ``PriorEWC/``: ``NLL``, ``Prior``, ``EWC`` and their sum
+    ``Loss``, as they enter the loss, each ``log_every`` iterations; after each experience
+    minimum, maximum and histogram of ``Fisher`` and ``LogPrecision`` (natural logarithm) over
+    the active elements, and ``FisherSeconds`` and ``FisherSamples``.
+
+    Args:
+        ewc_lambda: λ ≥ 0, the weight of the penalty.
+        prior_variance: σ² > 0.
+        gamma: γ in [0, 1], how much of the precision from data is kept at each experience.
+        fisher: ``"empirical"``, ``"sampled"`` or ``"exact"``, see :func:`diagonal_fisher`.
+        n_fisher: number of samples for the Fisher, drawn at random; all by default.
+        likelihood: by default read off the criterion: categorical for ``CrossEntropyLoss``,
+            Gaussian with standard deviation 1 for ``MSELoss``.
+        prior_mean: ``"zero"``, or ``"initial"``: the weights before their first experience.
+        train_from_scratch: forget the posterior at every experience, so that each is trained
+            with the prior alone. The weights are not reset.
+        log_every: iterations between two published losses.
+
+    Attributes:
+        posterior: the :class:`GaussianPosterior`; save and load it with its ``state_dict``.
+
+    Raises:
+        ValueError: if an argument is out of its range. At the start of an experience: if the
+            criterion's likelihood is unknown, the experience is empty, or the posterior was
+            loaded from another architecture. While training: if the loss is not finite.
+    """
+
+    def __init__(
+        self,
+        ewc_lambda: float = 1.0,
+        prior_variance: float = 1.0,
+        gamma: float = 1.0,
+        fisher: FisherKind = "empirical",
+        n_fisher: int | None = None,
+        likelihood: Likelihood | None = None,
+        prior_mean: PriorMean = "zero",
+        train_from_scratch: bool = False,
+        log_every: int = 50,
+    ) -> None:
+        super().__init__()
+        if not 0 <= ewc_lambda < float("inf"):
+            raise ValueError(f"ewc_lambda must be at least 0 and finite, got {ewc_lambda}")
+        if not 0 <= gamma <= 1:
+            raise ValueError(f"gamma must lie in [0, 1], got {gamma}")
+        if fisher not in get_args(FisherKind):
+            raise ValueError(f"fisher must be one of {get_args(FisherKind)}, got {fisher!r}")
+        if n_fisher is not None and n_fisher < 1:
+            raise ValueError(f"n_fisher must be at least 1, or None for all, got {n_fisher}")
+        if likelihood is not None and not isinstance(likelihood, Likelihood):
+            raise TypeError(f"likelihood must be a Likelihood, got {likelihood!r}")
+        if log_every < 1:
+            raise ValueError(f"log_every must be at least 1, got {log_every}")
+        self.ewc_lambda = ewc_lambda
+        self.gamma = gamma
+        self.fisher: FisherKind = fisher
+        self.n_fisher = n_fisher
+        self.likelihood = likelihood
+        self.train_from_scratch = train_from_scratch
+        self.log_every = log_every
+        self.posterior = GaussianPosterior(prior_variance, prior_mean)
+        self._to_publish: dict[str, Tensor] = {}
+
+    def before_train_dataset_adaptation(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
+        """Refuse what cannot be trained, before anything is changed."""
+        if len(strategy.experience.dataset) == 0:
+            raise ValueError(
+                f"experience {strategy.experience.current_experience} is empty; "
+                "PriorEWCPlugin needs at least one sample"
+            )
+        self._likelihood = self.likelihood or likelihood_from_criterion(strategy._criterion)
+
+    def before_training_exp(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
+        """Take in the model as it is now, with the heads of this experience."""
+        parameters = dict(strategy.model.named_parameters())
+        self.posterior.align(parameters)
+        if self.train_from_scratch:
+            self.posterior.forget()
+        self._prepare_terms(strategy, parameters)
+
+    def before_backward(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
+        """Add the prior's and the earlier experiences' penalties to the loss."""
+        parameters = dict(strategy.model.named_parameters())
+        if self.posterior.align(parameters):  # an evaluation in between has grown the model
+            self._prepare_terms(strategy, parameters)
+        scale = self._likelihood.criterion_scale(strategy._criterion, strategy.mb_output)
+        scale /= len(strategy.experience.dataset)
+        prior = scale * self._prior_term(parameters)
+        ewc = scale * self.ewc_lambda * self._ewc_term(parameters, skip=self._untouched(parameters))
+        total = strategy.loss + prior + ewc
+        if not total.isfinite():
+            raise ValueError(
+                f"the loss is not finite at iteration {strategy.clock.train_exp_iterations} of "
+                f"experience {strategy.experience.current_experience}: {strategy.loss.item()} "
+                f"before the penalties, prior {prior.item()}, EWC {ewc.item()}; the weights have "
+                "not been updated with it. A smaller learning rate or ewc_lambda may help"
+            )
+        strategy.loss = total
+        if strategy.clock.train_exp_iterations % self.log_every == 0:
+            with torch.no_grad():
+                nll = strategy._criterion(strategy.mb_output, strategy.mb_y)
+            self._to_publish = {"NLL": nll, "Prior": prior, "EWC": ewc, "Loss": nll + prior + ewc}
+
+    def after_training_iteration(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
+        """Publish the terms of the loss, every ``log_every`` iterations."""
+        for name, value in self._to_publish.items():
+            publish(strategy, self, f"PriorEWC/{name}", value.item())
+        self._to_publish = {}
+
+    def after_training_exp(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
+        """Compute the Fisher and update the posterior."""
+        parameters = dict(strategy.model.named_parameters())
+        self.posterior.align(parameters)
+        active = active_elements(strategy.model, strategy.experience)
+        dataset = strategy.experience.dataset.eval()
+
+        start = time.perf_counter()
+        used = self._fisher_subset(dataset)
+        fisher = diagonal_fisher(
+            strategy.model,
+            self._batches(strategy, used, kwargs.get("num_workers", 0)),
+            likelihood=self._likelihood,
+            kind=self.fisher,
+        )
+        publish(strategy, self, "PriorEWC/FisherSeconds", time.perf_counter() - start)
+        publish(strategy, self, "PriorEWC/FisherSamples", float(len(used)))
+        self._publish_distribution(strategy, "Fisher", _select(fisher, active))
+        self.posterior.update(parameters, fisher, len(dataset), active, self.gamma)
+        log_precision = _select(self.posterior.precision, active).log()
+        self._publish_distribution(strategy, "LogPrecision", log_precision)
+
+    def _prepare_terms(
+        self, strategy: SupervisedTemplate, parameters: Mapping[str, nn.Parameter]
+    ) -> None:
+        active = active_elements(strategy.model, strategy.experience)
+        self._prior_term = self.posterior.prior_term(active)
+        self._ewc_term = self.posterior.ewc_term()
+        # Heads of other tasks lie at their posterior mean. As long as nothing moves them they
+        # must not get gradients, not even zeros: an optimizer's momentum would move them.
+        self._dormant = {
+            name: (parameters[name], parameters[name]._version)
+            for name, mask in active.items()
+            if not mask.any() and torch.equal(parameters[name], self.posterior.mean[name])
+        }
+
+    def _untouched(self, parameters: Mapping[str, nn.Parameter]) -> set[str]:
+        return {
+            name
+            for name, (parameter, version) in self._dormant.items()
+            if parameters[name] is parameter and parameter._version == version
+        }
+
+    def _fisher_subset(self, dataset: Any) -> Any:
+        if self.n_fisher is None or self.n_fisher >= len(dataset):
+            return dataset
+        with torch.random.fork_rng(devices=[]):  # leave the training's random numbers alone
+            return dataset.subset(torch.randperm(len(dataset))[: self.n_fisher].tolist())
+
+    def _batches(
+        self, strategy: SupervisedTemplate, dataset: Any, num_workers: int
+    ) -> Iterator[list[Tensor]]:
+        loader = DataLoader(
+            dataset,
+            batch_size=max(strategy.train_mb_size, strategy.eval_mb_size),
+            collate_fn=getattr(dataset, "collate_fn", None),
+            num_workers=num_workers,
+        )
+        multi_task = is_multi_task_module(strategy.model)
+        for batch in tqdm(loader, desc="Fisher", delay=3, disable=None, leave=False):
+            yield [batch[0], batch[1], batch[-1]] if multi_task else [batch[0], batch[1]]
+
+    def _publish_distribution(
+        self, strategy: SupervisedTemplate, name: str, values: Tensor
+    ) -> None:
+        finite = values[values.isfinite()]
+        if len(finite) == 0:
+            warnings.warn(
+                f"{name} of the {len(values)} active elements has no finite value, so its "
+                "distribution is not published",
+                stacklevel=2,
+            )
+            return
+        publish(strategy, self, f"PriorEWC/{name}Min", finite.min().item())
+        publish(strategy, self, f"PriorEWC/{name}Max", finite.max().item())
+        publish(strategy, self, f"PriorEWC/{name}", Histogram(finite))
+
+
+def _select(tensors: Mapping[str, Tensor], active: Mapping[str, Tensor]) -> Tensor:
+    """The active elements of all tensors, in one vector."""
+    return torch.cat([tensors[name][mask] for name, mask in active.items()])
