@@ -147,7 +147,7 @@ class SquaredGradients:
         with sdpa_kernel(SDPBackend.MATH):  # the fused kernels have no batching rule
             for xs, cs in zip(x.split(step), factor.split(step), strict=True):
                 for name, g in gradients(chosen, xs, cs).items():
-                    total[name] += g.square_().sum(0)
+                    total[name] += g.square().sum(0)
         return total
 
     def _one_by_one(self, names: Iterable[str], x: Tensor, factor: Tensor) -> Squares:

@@ -41,7 +41,7 @@ class BlockMultiHeadClassifier(MultiTaskModule):
         if in_features < 1:
             raise ValueError(f"in_features must be at least 1, got {in_features}")
         self.mask_value = mask_value
-        self.classifier = skip_init(nn.Linear, in_features, 0)
+        self.classifier = _linear(torch.empty(0, in_features), torch.empty(0))
         self.register_buffer("unit_tasks", torch.zeros(0, dtype=torch.long))
         self.register_buffer("unit_classes", torch.zeros(0, dtype=torch.long))
 
@@ -54,12 +54,11 @@ class BlockMultiHeadClassifier(MultiTaskModule):
         new = sorted(_tasks_and_classes(experience) - present)
         if new:
             tasks, classes = torch.tensor(new).to(self.unit_tasks).T
-            fresh = nn.Linear(self.classifier.in_features, len(new)).to(self.classifier.weight)
-            old, self.classifier = self.classifier, self._linear(len(self.unit_tasks) + len(new))
-            with torch.no_grad():
-                for name, parameter in self.classifier.named_parameters():
-                    rows = [old.get_parameter(name), fresh.get_parameter(name)]
-                    parameter.copy_(torch.cat(rows))
+            old = self.classifier
+            fresh = nn.Linear(old.in_features, len(new)).to(old.weight)
+            self.classifier = _linear(
+                torch.cat([old.weight, fresh.weight]), torch.cat([old.bias, fresh.bias])
+            )
             self.unit_tasks = torch.cat([self.unit_tasks, tasks])
             self.unit_classes = torch.cat([self.unit_classes, classes])
 
@@ -91,19 +90,25 @@ class BlockMultiHeadClassifier(MultiTaskModule):
     def _n_classes(self) -> int:
         return max([self.max_class_label, *(self.unit_classes + 1).tolist()])
 
-    def _linear(self, n_units: int) -> nn.Linear:
-        layer = skip_init(nn.Linear, self.classifier.in_features, n_units)
-        return layer.to(self.classifier.weight)
-
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
         saved = state_dict.get(f"{prefix}unit_tasks")
         if saved is not None and len(saved) != len(self.unit_tasks):
-            self.classifier = self._linear(len(saved))
+            weight = self.classifier.weight
+            self.classifier = _linear(
+                weight.new_empty(len(saved), weight.shape[1]), weight.new_empty(len(saved))
+            )
             self.unit_tasks = self.unit_tasks.new_zeros(len(saved))
             self.unit_classes = self.unit_classes.new_zeros(len(saved))
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
+    layer = skip_init(nn.Linear, weight.shape[1], 1)
+    layer.weight, layer.bias = nn.Parameter(weight.detach()), nn.Parameter(bias.detach())
+    layer.out_features = len(bias)
+    return layer
 
 
 def _tasks_and_classes(experience: CLExperience) -> set[tuple[int, int]]:

@@ -1,0 +1,17 @@
+"""Small real Avalanche streams of random data."""
+
+import torch
+from avalanche.benchmarks import tensors_benchmark
+
+
+def task_stream(n_tasks=3, n_samples=20, n_in=6, n_classes=2, task_labels=None, offset=False):
+    """One experience per task label, classes from zero unless ``offset``."""
+    labels = list(range(n_tasks)) if task_labels is None else task_labels
+    generator = torch.Generator().manual_seed(1)
+    data = []
+    for index in range(len(labels)):
+        x = torch.randn(n_samples, n_in, generator=generator)
+        y = torch.arange(n_samples) % n_classes + (n_classes * index if offset else 0)
+        x += y[:, None] * torch.linspace(-1, 1, n_in)
+        data.append((x, y))
+    return tensors_benchmark(train_tensors=data, test_tensors=data, task_labels=labels)
