@@ -1,7 +1,10 @@
 """Small real Avalanche streams of random data."""
 
 import torch
-from avalanche.benchmarks import tensors_benchmark
+from avalanche.benchmarks import benchmark_from_datasets, tensors_benchmark, with_task_labels
+from avalanche.benchmarks.scenarios.supervised import with_classes_timeline
+from avalanche.benchmarks.utils import AvalancheDataset, concat_datasets
+from torch.utils.data import TensorDataset
 
 
 def task_stream(n_tasks=3, n_samples=20, n_in=6, n_classes=2, task_labels=None, offset=False):
@@ -15,3 +18,18 @@ def task_stream(n_tasks=3, n_samples=20, n_in=6, n_classes=2, task_labels=None, 
         x += y[:, None] * torch.linspace(-1, 1, n_in)
         data.append((x, y))
     return tensors_benchmark(train_tensors=data, test_tensors=data, task_labels=labels)
+
+
+def two_tasks_in_one(first, second):
+    """One experience with the samples of two."""
+    both = concat_datasets([first.dataset, second.dataset])
+    benchmark = benchmark_from_datasets(train=[both])
+    return with_classes_timeline(with_task_labels(benchmark)).train_stream[0]
+
+
+def regression_stream(data):
+    """Experiences of real inputs and targets, [(x, y), ...], without task labels."""
+    return benchmark_from_datasets(
+        train=[AvalancheDataset(TensorDataset(x, y)) for x, y in data],
+        test=[AvalancheDataset(TensorDataset(x, y)) for x, y in data],
+    )
