@@ -1,0 +1,58 @@
+"""The methods that the experiments compare, as Avalanche strategies."""
+
+from __future__ import annotations
+
+from math import cos, pi
+from pathlib import Path
+
+import torch
+from avalanche.evaluation.metrics import accuracy_metrics, forgetting_metrics, loss_metrics
+from avalanche.logging import TensorboardLogger
+from avalanche.training import JointTraining, Naive
+from avalanche.training.plugins import EvaluationPlugin, EWCPlugin, LRSchedulerPlugin
+from avalanche.training.templates import SupervisedTemplate
+from torch import nn
+
+from avalanche_hnet import PriorEWCPlugin
+from experiments.iterations import IterationsPlugin
+from experiments.options import Method, Options
+
+
+def make_strategy(
+    method: Method, model: nn.Module, options: Options, n_experiences: int, log_folder: Path
+) -> SupervisedTemplate:
+    """The strategy of ``method``, which logs to TensorBoard in ``log_folder``.
+
+    Joint training gets the iterations of all experiences together.
+    """
+    assert options.ewc_lambda is not None
+    assert options.prior_ewc_lambda is not None
+    iterations = options.iterations * (n_experiences if method == "joint" else 1)
+    optimizer = torch.optim.Adam(model.parameters(), options.learning_rate)
+    half_cosine = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: (1 + cos(pi * min(step / iterations, 1))) / 2
+    )
+    plugins = [
+        IterationsPlugin(iterations),
+        LRSchedulerPlugin(half_cosine, step_granularity="iteration"),
+    ]
+    if method == "ewc":
+        plugins.append(EWCPlugin(options.ewc_lambda, mode="online", decay_factor=1.0))
+    elif method == "prior-ewc":
+        plugins.append(PriorEWCPlugin(options.prior_ewc_lambda, n_fisher=options.n_fisher))
+    strategy = JointTraining if method == "joint" else Naive
+    return strategy(
+        model=model,
+        optimizer=optimizer,
+        criterion=nn.CrossEntropyLoss(),
+        train_mb_size=options.batch_size,
+        eval_mb_size=500,
+        device=options.device,
+        plugins=plugins,
+        evaluator=EvaluationPlugin(
+            accuracy_metrics(epoch=True, experience=True, stream=True),
+            loss_metrics(epoch=True, experience=True),
+            forgetting_metrics(experience=True),
+            loggers=[TensorboardLogger(log_folder)],
+        ),
+    )

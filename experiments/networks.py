@@ -1,0 +1,37 @@
+"""The networks of the scenarios: an MLP with the head that each calls for."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+from avalanche.models import IncrementalClassifier, MultiHeadClassifier, MultiTaskModule
+from torch import Tensor, nn
+
+from experiments.options import Scenario
+
+
+def mlp(scenario: Scenario, n_inputs: int, hidden: tuple[int, ...], n_classes: int) -> nn.Module:
+    """An MLP on flattened inputs; ``n_classes`` counts the classes of the domain scenario."""
+    sizes = (n_inputs, *hidden)
+    features = nn.Sequential(nn.Flatten())
+    for n_in, n_out in pairwise(sizes):
+        features.extend([nn.Linear(n_in, n_out), nn.ReLU()])
+    if scenario == "task":
+        return MultiHeadNetwork(features, MultiHeadClassifier(sizes[-1]))
+    if scenario == "class":
+        return nn.Sequential(features, IncrementalClassifier(sizes[-1]))
+    return nn.Sequential(features, nn.Linear(sizes[-1], n_classes))
+
+
+class MultiHeadNetwork(MultiTaskModule):
+    """Shared features and one head per task."""
+
+    def __init__(self, features: nn.Module, head: MultiHeadClassifier) -> None:
+        super().__init__()
+        self.features = features
+        self.head = head
+
+    def forward(self, x: Tensor, task_labels: Tensor) -> Tensor:
+        """Logits (B, C) of inputs (B, …) with task labels (B,)."""
+        logits: Tensor = self.head(self.features(x), task_labels)
+        return logits

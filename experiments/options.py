@@ -1,0 +1,67 @@
+"""What the experiments have in common on their command lines."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import torch
+
+Scenario = Literal["task", "domain", "class"]
+Method = Literal["naive", "ewc", "prior-ewc", "joint"]
+OptionsT = TypeVar("OptionsT", bound="Options")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Settings of a comparison of methods on one stream of experiences."""
+
+    scenario: Scenario = "task"
+    """What is told and asked: task (the task label is given, one head per task), domain (no task
+    label, the same labels in every experience) or class (no task label, classes add up)."""
+    methods: tuple[Method, ...] = ("naive", "ewc", "prior-ewc", "joint")
+    """Methods to compare: no protection, Avalanche's online EWC, PriorEWCPlugin, and training on
+    all experiences at once."""
+    seeds: int = 3
+    """Number of repetitions, with the seeds 0, 1, ... for weights, data order and permutations."""
+    hidden: tuple[int, ...] = (100, 100)
+    """Widths of the hidden layers of the MLP."""
+    iterations: int = 2000
+    """Training iterations per experience."""
+    batch_size: int = 32
+    """Samples per iteration."""
+    learning_rate: float = 1e-3
+    """Of Adam, at the start of each experience; it falls to zero along a half cosine."""
+    ewc_lambda: float | None = None
+    """Strength of Avalanche's EWC. Default: the best for the scenario on held-out data."""
+    prior_ewc_lambda: float | None = None
+    """Strength of PriorEWC. Default: the best for the scenario on held-out data."""
+    n_fisher: int | None = None
+    """Samples for the Fisher of PriorEWC. Default: all."""
+    validate: bool = False
+    """Hold a tenth of the training data out and report on that instead of the test data."""
+    device: str = "cuda" if torch.cuda.is_available() else "cpu"
+    """Where to train."""
+    output: Path = Path("runs")
+    """Folder in which the run makes a folder of its own."""
+
+    def __post_init__(self) -> None:
+        """Refuse what no run could use."""
+        for name in ("seeds", "iterations", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not self.methods:
+            raise ValueError("methods must name at least one method")
+
+
+def with_strengths(
+    options: OptionsT, ewc: Mapping[Scenario, float], prior_ewc: Mapping[Scenario, float]
+) -> OptionsT:
+    """The options with the strengths that were not given filled in for their scenario."""
+    if options.ewc_lambda is None:
+        options = replace(options, ewc_lambda=ewc[options.scenario])
+    if options.prior_ewc_lambda is None:
+        options = replace(options, prior_ewc_lambda=prior_ewc[options.scenario])
+    return options
