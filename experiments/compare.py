@@ -21,13 +21,20 @@ from experiments.options import Method, Options
 from experiments.results import Result, summary_table, write_csv, write_json
 
 
-def compare(name: str, make_benchmark: Callable[[int], CLScenario], options: Options) -> Path:
+def compare(
+    name: str,
+    make_benchmark: Callable[[int], CLScenario],
+    options: Options,
+    *,
+    new_classes: int = 0,
+) -> Path:
     """Run all methods and seeds, write the report and print its table.
 
     Args:
         name: of the experiment, for its folder and titles.
         make_benchmark: makes the benchmark of a seed.
         options: with both strengths given.
+        new_classes: added to the class labels of each experience once more than to the last.
 
     Returns:
         The run's folder: TensorBoard events, ``results.csv``, ``summary.json``, ``matrices.png``.
@@ -37,7 +44,9 @@ def compare(name: str, make_benchmark: Callable[[int], CLScenario], options: Opt
     results = []
     with tqdm(total=options.seeds * len(options.methods), disable=None) as progress:
         for seed in range(options.seeds):
-            benchmark = in_memory(make_benchmark(seed), validate=options.validate)
+            benchmark = in_memory(
+                make_benchmark(seed), validate=options.validate, new_classes=new_classes
+            )
             for method in options.methods:
                 progress.set_description(f"{method}, seed {seed}")
                 log_folder = folder / "tensorboard" / method / f"seed{seed}"
@@ -45,7 +54,7 @@ def compare(name: str, make_benchmark: Callable[[int], CLScenario], options: Opt
                 progress.update()
 
     data = "held-out training data" if options.validate else "test data"
-    title = f"{name}, {options.scenario}-incremental, {options.seeds} seeds, {data}"
+    title = f"{name}, {options.scenario}-incremental, seeds 0 to {options.seeds - 1}, {data}"
     write_csv(results, folder / "results.csv")
     versions = {p: version(p) for p in ("avalanche-hnet", "avalanche-lib", "torch")}
     write_json(results, asdict(options) | {"versions": versions}, folder / "summary.json")

@@ -22,25 +22,23 @@ from tqdm import tqdm
 HELD_OUT = 0.1
 
 
-def in_memory(benchmark: CLScenario, *, validate: bool) -> CLScenario:
+def in_memory(benchmark: CLScenario, *, validate: bool, new_classes: int = 0) -> CLScenario:
     """The same experiences with all (deterministic) transforms applied once.
 
-    With ``validate`` the test stream is a random tenth of the training data, the same in every
-    run, which the training stream then lacks.
+    Args:
+        benchmark: with one task label per experience.
+        validate: hold a tenth of the training data out, the same in every run, and let it be the
+            test stream.
+        new_classes: experience k has this times k added to its class labels.
     """
-    train, test = [], []
-    pairs = zip(benchmark.train_stream, benchmark.test_stream, strict=True)
-    for seen, unseen in tqdm(list(pairs), desc="Reading", delay=3, disable=None, leave=False):
-        x, y = _tensors(seen)
-        if validate:
-            order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
-            n_held_out = int(HELD_OUT * len(x))
-            held_out, kept = order[:n_held_out], order[n_held_out:]
-            train.append(_dataset(x[kept], y[kept], seen.task_label))
-            test.append(_dataset(x[held_out], y[held_out], seen.task_label))
-        else:
-            train.append(_dataset(x, y, seen.task_label))
-            test.append(_dataset(*_tensors(unseen), unseen.task_label))
+    train: list[AvalancheDataset] = []
+    test: list[AvalancheDataset] = []
+    pairs = list(zip(benchmark.train_stream, benchmark.test_stream, strict=True))
+    progress = tqdm(pairs, desc="Reading", delay=3, disable=None, leave=False)
+    for index, (seen, unseen) in enumerate(progress):
+        parts = _held_out(*_tensors(seen)) if validate else (_tensors(seen), _tensors(unseen))
+        for stream, (x, y) in zip((train, test), parts, strict=True):
+            stream.append(_dataset(x, y + new_classes * index, seen.task_label))
     stored = with_task_labels(benchmark_from_datasets(train=train, test=test))
     for experience in (*stored.train_stream, *stored.test_stream):
         experience.classes_in_this_experience = sorted(experience.dataset.targets.uniques)
@@ -52,6 +50,12 @@ def _tensors(experience: CLExperience) -> tuple[Tensor, Tensor]:
     loader = DataLoader(dataset, batch_size=500, collate_fn=dataset.collate_fn)
     x, y = zip(*((batch[0], batch[1]) for batch in loader), strict=True)
     return torch.cat(x), torch.cat(y)
+
+
+def _held_out(x: Tensor, y: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
+    held_out, kept = order.tensor_split([int(HELD_OUT * len(x))])
+    return (x[kept], y[kept]), (x[held_out], y[held_out])
 
 
 def _dataset(x: Tensor, y: Tensor, task_label: int) -> AvalancheDataset:

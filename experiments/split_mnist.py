@@ -1,0 +1,49 @@
+"""Compare methods on Split MNIST.
+
+Five experiences of two digits each, learned one after the other by an MLP: without protection,
+with Avalanche's own EWC, with PriorEWCPlugin, and all at once (joint, the upper bound).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+from avalanche.benchmarks import CLScenario, SplitMNIST
+
+from experiments.compare import compare
+from experiments.mnist import require_mnist
+from experiments.options import Options, Scenario, with_strengths
+
+# The best on held-out training data (--validate) of 1, 10, ..., 10^6, with seed 0.
+EWC_LAMBDA: dict[Scenario, float] = {"task": 100.0, "domain": 100.0, "class": 100.0}
+PRIOR_EWC_LAMBDA: dict[Scenario, float] = {"task": 10.0, "domain": 10.0, "class": 10.0}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitMNISTOptions(Options):
+    """Settings of the comparison on Split MNIST."""
+
+    dataset_root: Path | None = None
+    """Folder that holds MNIST/raw, or where to download it. Default: Avalanche's."""
+
+
+def main(options: SplitMNISTOptions) -> None:
+    """Run the comparison."""
+    require_mnist(options.dataset_root)
+
+    def benchmark(seed: int) -> CLScenario:
+        return SplitMNIST(
+            5,
+            seed=seed,
+            return_task_id=options.scenario == "task",
+            class_ids_from_zero_in_each_exp=options.scenario != "class",
+            dataset_root=options.dataset_root,
+        )
+
+    compare("split-mnist", benchmark, with_strengths(options, EWC_LAMBDA, PRIOR_EWC_LAMBDA))
+
+
+if __name__ == "__main__":
+    main(tyro.cli(SplitMNISTOptions, description=__doc__))
