@@ -39,7 +39,11 @@ def make_strategy(
     if method == "ewc":
         plugins.append(EWCPlugin(options.ewc_lambda, mode="online", decay_factor=1.0))
     elif method == "prior-ewc":
-        plugins.append(PriorEWCPlugin(options.prior_ewc_lambda, n_fisher=options.n_fisher))
+        plugins.append(
+            PriorEWCPlugin(
+                options.prior_ewc_lambda, options.prior_variance, n_fisher=options.n_fisher
+            )
+        )
     strategy = JointTraining if method == "joint" else Naive
     return strategy(
         model=model,

@@ -38,6 +38,8 @@ class Options:
     """Strength of Avalanche's EWC. Default: the best for the scenario on held-out data."""
     prior_ewc_lambda: float | None = None
     """Strength of PriorEWC. Default: the best for the scenario on held-out data."""
+    prior_variance: float = 100.0
+    """Variance of the prior of PriorEWC."""
     n_fisher: int | None = None
     """Samples for the Fisher of PriorEWC. Default: all."""
     validate: bool = False
