@@ -38,7 +38,7 @@ class Options:
     """Strength of Avalanche's EWC. Default: the best for the scenario on held-out data."""
     prior_ewc_lambda: float | None = None
     """Strength of PriorEWC. Default: the best for the scenario on held-out data."""
-    prior_variance: float = 100.0
+    prior_variance: float = 1.0
     """Variance of the prior of PriorEWC."""
     n_fisher: int | None = None
     """Samples for the Fisher of PriorEWC. Default: all."""
