@@ -19,7 +19,7 @@ from experiments.mnist import require_mnist
 from experiments.options import Options, Scenario, with_strengths
 
 # The best on held-out training data (--validate) of 1, 10, ..., 10^6, with seed 0.
-EWC_LAMBDA: dict[Scenario, float] = {"task": 1000.0, "domain": 1000.0, "class": 1000.0}
+EWC_LAMBDA: dict[Scenario, float] = {"task": 1e4, "domain": 1e4, "class": 1e4}
 PRIOR_EWC_LAMBDA: dict[Scenario, float] = {"task": 100.0, "domain": 100.0, "class": 100.0}
 
 

@@ -17,8 +17,8 @@ from experiments.mnist import require_mnist
 from experiments.options import Options, Scenario, with_strengths
 
 # The best on held-out training data (--validate) of 1, 10, ..., 10^6, with seed 0.
-EWC_LAMBDA: dict[Scenario, float] = {"task": 100.0, "domain": 100.0, "class": 100.0}
-PRIOR_EWC_LAMBDA: dict[Scenario, float] = {"task": 10.0, "domain": 10.0, "class": 10.0}
+EWC_LAMBDA: dict[Scenario, float] = {"task": 1e5, "domain": 1e5, "class": 1e5}
+PRIOR_EWC_LAMBDA: dict[Scenario, float] = {"task": 100.0, "domain": 100.0, "class": 100.0}
 
 
 @dataclass(frozen=True, kw_only=True)
