@@ -18,7 +18,9 @@ from experiments.compare import compare
 from experiments.mnist import require_mnist
 from experiments.options import Options, Scenario, with_strengths
 
-# The best on held-out training data (--validate) of 1, 10, ..., 10^6, with seed 0.
+# Chosen on held-out training data (--validate) in the domain scenario with seed 0: for EWC of 100,
+# 1000, 10^4 and 10^5, for PriorEWC of 30, 100, 300 and 1000 with prior variances of 0.3, 1 and 100.
+# The other scenarios take the same.
 EWC_LAMBDA: dict[Scenario, float] = {"task": 1e4, "domain": 1e4, "class": 1e4}
 PRIOR_EWC_LAMBDA: dict[Scenario, float] = {"task": 100.0, "domain": 100.0, "class": 100.0}
 
@@ -34,8 +36,12 @@ class PermutedMNISTOptions(Options):
     """Number of permutations."""
     hidden: tuple[int, ...] = (1000, 1000)
     """Widths of the hidden layers of the MLP."""
+    iterations: int = 1000
+    """Training iterations per experience."""
     batch_size: int = 128
     """Samples per iteration."""
+    prior_variance: float = 0.3
+    """Variance of the prior of PriorEWC."""
     n_fisher: int | None = 10_000
     """Samples for the Fisher of PriorEWC."""
     dataset_root: Path | None = None
