@@ -17,7 +17,7 @@ from experiments.mnist import require_mnist
 from experiments.options import Options, Scenario, with_strengths
 
 # Chosen on held-out training data (--validate) in the task scenario with seed 0: for EWC of 1000,
-# 10^4, 10^5 and 10^6, for PriorEWC of 10, 100, 1000 and 10^4 with prior variances of 1, 100 and 10^4.
+# 10^4, 10^5 and 10^6, for PriorEWC of 10, 100, 1000 and 10^4 with variances of 1, 100 and 10^4.
 # The other scenarios take the same.
 EWC_LAMBDA: dict[Scenario, float] = {"task": 1e5, "domain": 1e5, "class": 1e5}
 PRIOR_EWC_LAMBDA: dict[Scenario, float] = {"task": 100.0, "domain": 100.0, "class": 100.0}
