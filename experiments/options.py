@@ -51,9 +51,17 @@ class Options:
 
     def __post_init__(self) -> None:
         """Refuse what no run could use."""
-        for name in ("seeds", "iterations", "batch_size"):
-            if getattr(self, name) < 1:
+        for name in ("seeds", "iterations", "batch_size", "n_fisher"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("learning_rate", "prior_variance"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        for name in ("ewc_lambda", "prior_ewc_lambda"):
+            if getattr(self, name) is not None and not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+        if any(width < 1 for width in self.hidden):
+            raise ValueError(f"hidden must be widths of at least 1, got {self.hidden}")
         if not self.methods:
             raise ValueError("methods must name at least one method")
 

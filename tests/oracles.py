@@ -36,7 +36,7 @@ def add_squares(total, parameters, loss, weight):
     )
     for name, gradient in zip(parameters, gradients, strict=True):
         if gradient is not None:
-            total[name] += weight * gradient**2
+            total[name] += weight * gradient.to_dense() ** 2
 
 
 def assert_close(found, expected, rtol=1e-9):

@@ -401,6 +401,99 @@ def test_subset_as_large_as_the_data_is_all_of_it():
     )
 
 
+class Cell(nn.Module):
+    """Calls its layer once for each time step."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(3 + 4, 4)
+
+    def forward(self, x):
+        hidden = x.new_zeros(len(x), 4)
+        for step in x.unbind(1):
+            hidden = self.layer(torch.cat([step, hidden], 1)).tanh()
+        return hidden
+
+
+def test_layer_that_is_called_twice_only_later():
+    model = Cell()
+    x, y = (torch.randn(N, 1, 3), torch.randn(N, 5, 3)), torch.randint(0, 4, (2, N))
+    found = diagonal_fisher(model, [(x[0], y[0]), (x[1], y[1])])
+    parts = [loop_fisher(model, x[k], y[k], nn.functional.cross_entropy) for k in range(2)]
+    assert_close(found, {n: (parts[0][n] + parts[1][n]) / 2 for n in found})
+
+
+class CalledTwiceForSome(nn.Module):
+    """The second call is made if a sample has a positive input, and counts for that one."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(3, 3)
+
+    def forward(self, x):
+        first = self.layer(x)
+        return self.layer(first) * x[:, :1].relu() + first if (x > 0).any() else first
+
+
+@pytest.mark.filterwarnings("ignore:squared gradients of layer")
+def test_layer_that_is_called_twice_for_some_batches_only():
+    model, y = CalledTwiceForSome(), torch.randint(0, 3, (2 * N,))
+    x = torch.cat([-torch.rand(N, 3), torch.rand(N, 3)])
+    found = diagonal_fisher(model, [(x[:N], y[:N]), (x[N:], y[N:])])
+    assert_close(found, loop_fisher(model, x, y, nn.functional.cross_entropy))
+
+
+class MaskedLinear(nn.Linear):
+    """A subclass with another forward, wrong by little for a rule that takes it for its base."""
+
+    def forward(self, x):
+        return nn.functional.linear(x, self.weight * torch.tensor([1.0, 1.0, 0.0]), self.bias)
+
+
+def test_subclass_with_its_own_forward_is_not_taken_for_its_base():
+    model, y = MaskedLinear(3, 3), torch.randint(0, 3, (N,))
+    x = torch.randn(N, 3) * torch.tensor([1, 1, 0.01])
+    found = diagonal_fisher(model, [(x, y)])
+    assert (found["weight"][:, 2] == 0).all()
+    assert_close(found, loop_fisher(model, x, y, nn.functional.cross_entropy))
+
+
+@pytest.mark.parametrize("options", [{"scale_grad_by_freq": True}, {"sparse": True}])
+def test_embedding_options(options):
+    model = nn.Sequential(nn.Embedding(12, 4, **options), nn.Flatten(), nn.Linear(20, 3))
+    x, y = torch.randint(0, 12, (N, 5)), torch.randint(0, 3, (N,))
+    x[:3] = torch.arange(5)  # no repetition in the first samples
+    assert_close(
+        diagonal_fisher(model, [(x, y)]), loop_fisher(model, x, y, nn.functional.cross_entropy)
+    )
+
+
+class PartlyWithoutGradient(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.features, self.last = nn.Linear(6, 4), nn.Linear(4, 3)
+
+    def forward(self, x):
+        with torch.no_grad():
+            features = self.features(x)
+        return self.last(features)
+
+
+def test_part_of_the_model_without_gradient():
+    model, x, y = PartlyWithoutGradient(), torch.randn(N, 6), torch.randint(0, 3, (N,))
+    assert_close(
+        diagonal_fisher(model, [(x, y)]), loop_fisher(model, x, y, nn.functional.cross_entropy)
+    )
+
+
+def test_half_precision_is_summed_in_single():
+    model = nn.Linear(6, 3).bfloat16()
+    x, y = torch.randn(2000, 6).bfloat16(), torch.randint(0, 3, (2000,))
+    found = diagonal_fisher(model, in_batches(x, y))
+    assert found["weight"].dtype == torch.float32
+    assert_close(found, diagonal_fisher(model.float(), [(x.float(), y)]), rtol=0.05)
+
+
 class ModeIgnoringNorm(nn.BatchNorm1d):
     def train(self, mode=True):
         return super().train(True)

@@ -90,6 +90,17 @@ def test_as_multitask():
     assert off == {f"classifier.classifiers.0.classifier.{p}" for p in ("weight", "bias")}
 
 
+class HalfOfAvalanches(IncrementalClassifier):
+    def active_elements(self, experience):
+        return {"classifier.bias": torch.tensor([True, False])}
+
+
+def test_subclass_of_avalanches_head_says_it_itself():
+    head = HalfOfAvalanches(4)
+    active = active_elements(head, task_stream(1).train_stream[0])
+    assert active["classifier.bias"].tolist() == [True, False]
+
+
 class HalfActive(nn.Linear):
     def active_elements(self, experience):
         return {"weight": torch.arange(self.out_features)[:, None] < 2}
@@ -170,6 +181,17 @@ def test_block_head_state_fits_a_fresh_one():
     fresh.load_state_dict(model.state_dict())
     x, labels = torch.randn(5, 6), torch.tensor([0, 2, 1, 1, 0])
     torch.testing.assert_close(fresh(x, labels), model(x, labels))
+    assert set(fresh(x, None)) == {0, 1, 2}
+    torch.testing.assert_close(fresh(x, None), model(x, None))
+
+
+def test_infinite_output_of_one_task_stays_there():
+    head = BlockMultiHeadClassifier(6)
+    for experience in task_stream(2).train_stream:
+        adapt(head, experience)
+    with torch.no_grad():
+        head.classifier.bias[0] = float("inf")
+    assert head(torch.randn(3, 6), 1).isfinite().all()
 
 
 def test_block_head_refuses_no_features():

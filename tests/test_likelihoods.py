@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from avalanche_hnet import Categorical, Gaussian
-from avalanche_hnet.core.likelihoods import likelihood_from_criterion
+from avalanche_hnet.core.likelihoods import resolve_likelihood
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -52,8 +52,8 @@ def test_class_probabilities_as_targets():
 
 
 def test_likelihood_follows_from_the_criterion():
-    assert isinstance(likelihood_from_criterion(nn.CrossEntropyLoss()), Categorical)
-    gaussian = likelihood_from_criterion(nn.MSELoss())
+    assert isinstance(resolve_likelihood(None, nn.CrossEntropyLoss()), Categorical)
+    gaussian = resolve_likelihood(None, nn.MSELoss())
     assert isinstance(gaussian, Gaussian)
     assert gaussian.noise_std == 1.0
 
@@ -62,18 +62,50 @@ def test_likelihood_follows_from_the_criterion():
     ("criterion", "message"),
     [
         (nn.L1Loss(), "L1Loss"),
-        (nn.CrossEntropyLoss(reduction="sum"), "reduction='mean'"),
         (nn.CrossEntropyLoss(weight=torch.ones(3)), "weight"),
         (nn.CrossEntropyLoss(label_smoothing=0.1), "label_smoothing=0.1"),
         (nn.CrossEntropyLoss(ignore_index=0), "ignore_index=0"),
-        (nn.MSELoss(reduction="none"), "reduction='mean'"),
         (lambda outputs, targets: outputs.sum(), "CrossEntropyLoss or MSELoss"),
     ],
 )
 def test_other_criteria_are_refused_by_name(criterion, message):
     with pytest.raises(ValueError, match=message) as error:
-        likelihood_from_criterion(criterion)
+        resolve_likelihood(None, criterion)
     assert "likelihood=" in str(error.value)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("shape", [(6, 4), (6, 4, 2, 3)])
+def test_criteria_are_the_stated_multiples_of_the_mean_nll(reduction, shape):
+    outputs = torch.randn(shape)
+    labels = torch.randint(0, 4, (6, *shape[2:]))
+    for criterion, likelihood, targets in (
+        (nn.CrossEntropyLoss(reduction=reduction), Categorical(), labels),
+        (nn.MSELoss(reduction=reduction), Gaussian(0.3), torch.randn(shape)),
+    ):
+        scale = likelihood.criterion_scale(criterion, outputs)
+        mean_nll = likelihood.nll(outputs, targets).mean()
+        torch.testing.assert_close(criterion(outputs, targets), scale * mean_nll)
+
+
+@pytest.mark.parametrize(
+    ("likelihood", "criterion", "message"),
+    [
+        (Gaussian(), nn.CrossEntropyLoss(), "does not go with"),
+        (Categorical(), nn.MSELoss(), "does not go with"),
+        (None, nn.MSELoss(reduction="none"), "reduction='mean' or 'sum', got 'none'"),
+        (Gaussian(), nn.MSELoss(reduction="none"), "got 'none'"),
+    ],
+)
+def test_contradictions_are_refused(likelihood, criterion, message):
+    with pytest.raises(ValueError, match=message):
+        resolve_likelihood(likelihood, criterion)
+
+
+def test_a_likelihood_that_is_given_is_taken():
+    given = Categorical()
+    assert resolve_likelihood(given, nn.CrossEntropyLoss(label_smoothing=0.1)) is given
+    assert resolve_likelihood(given, nn.functional.cross_entropy) is given
 
 
 def test_bad_targets_and_noise_are_refused():

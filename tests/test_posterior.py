@@ -160,7 +160,19 @@ def test_frozen_parameters_are_left_out_until_they_require_grad():
     assert posterior.known["b"].all()
 
 
-@pytest.mark.parametrize("shape", [(3, 3), (2, 2), (3, 2, 1), (3,)])
+def test_posterior_follows_the_models_type():
+    posterior = GaussianPosterior()
+    posterior.align(parameters())
+    posterior.update(parameters(), squares(1), 7, random_masks(0))
+    expected = posterior.precision["a"].clone()
+    single = {n: nn.Parameter(p.detach().float()) for n, p in parameters().items()}
+    assert posterior.align(single)
+    assert posterior.precision["a"].dtype == torch.float32
+    assert posterior.known["a"].dtype == torch.bool
+    torch.testing.assert_close(posterior.precision["a"], expected.float())
+
+
+@pytest.mark.parametrize("shape", [(3, 3), (2, 2), (3, 2, 1), (3,), ()])
 def test_other_shapes_are_refused_and_nothing_changes(shape):
     posterior = GaussianPosterior()
     posterior.align(parameters())
@@ -226,6 +238,7 @@ def test_loaded_into_another_architecture_is_refused(shapes, message):
     [
         (lambda s: s.pop("known"), "keys"),
         (lambda s: s.update(prior_variance=3.0), "prior_variance=3.0"),
+        (lambda s: s.update(prior_mean_kind="initial"), "prior_mean='initial'"),
         (lambda s: s["known"].pop("a"), "known"),
     ],
 )
@@ -257,7 +270,10 @@ def test_bad_arguments_are_refused(arguments, message):
     [
         ({"gamma": 1.5}, r"gamma must lie in \[0, 1\], got 1.5"),
         ({"n_samples": 0}, "n_samples must be at least 1, got 0"),
-        ({"fisher": {"b": torch.tensor([1.0, float("inf"), 0, 0])}}, "fisher\\['b'\\]"),
+        ({"fisher": {"b": torch.tensor([1.0, float("inf"), 0, 0])}}, "'b'] must be finite"),
+        ({"fisher": {"b": torch.tensor([1.0, -1.0, 0, 0])}}, "'b'] must be finite"),
+        ({"fisher": {"c": torch.zeros(1)}}, "fisher.'c'"),
+        ({"active": {"b": torch.ones(2, dtype=torch.bool)}}, r"active.'b'. has shape .2,"),
     ],
 )
 def test_bad_update_is_refused_and_nothing_changes(arguments, message):

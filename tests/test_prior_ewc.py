@@ -3,7 +3,7 @@ import warnings
 import pytest
 import torch
 from avalanche.models import MultiHeadClassifier
-from avalanche.training import LwF, Naive, Replay
+from avalanche.training import JointTraining, LwF, Naive, Replay
 from avalanche.training.plugins import (
     EarlyStoppingPlugin,
     EvaluationPlugin,
@@ -452,6 +452,40 @@ def test_replayed_samples_move_other_heads_against_the_penalty():
     assert 0 < moves[1] < 0.5 * moves[0]
 
 
+@pytest.mark.parametrize("options", [{}, {"foreach": True}, {"fused": True}])
+def test_replayed_heads_are_penalised_with_every_implementation_of_an_optimizer(options):
+    stream, penalties = task_stream(2).train_stream, []
+
+    class Penalty(SupervisedPlugin):
+        def after_backward(self, strategy, **kwargs):
+            name = "output.head.classifiers.0.classifier.weight"
+            p = dict(strategy.model.named_parameters())[name]
+            moved = not torch.equal(p, plugin.posterior.mean[name])
+            penalties.append((moved, name in plugin._dormant))
+
+    torch.manual_seed(0)
+    model, plugin = MultiHead(), PriorEWCPlugin(100.0)
+    optimizer = torch.optim.Adam(model.parameters(), 0.01, **options)
+    strategy = naive(model, plugin, ReplayPlugin(20), optimizer=optimizer)
+    strategy.train(stream[0])
+    strategy.plugins.append(Penalty())
+    strategy.train(stream[1])
+    assert any(moved for moved, _ in penalties)
+    assert not any(moved and dormant for moved, dormant in penalties)
+
+
+def test_generator_makes_the_draws_repeatable():
+    stream, found = task_stream(1, n_samples=40).train_stream, []
+    for seed in (1, 1, 2):
+        torch.manual_seed(0)
+        generator = torch.Generator().manual_seed(seed)
+        plugin = PriorEWCPlugin(n_fisher=5, fisher="sampled", generator=generator)
+        run(plugin, mlp(n_out=2), stream)
+        found.append(plugin.posterior.precision["2.bias"])
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[0], found[2])
+
+
 def test_early_stopping_and_schedulers():
     from avalanche.evaluation.metrics import accuracy_metrics
 
@@ -529,6 +563,21 @@ def refused(plugin, model, experience, message, **options):
 def test_unsupported_criterion_is_refused():
     experience = task_stream(1).train_stream[0]
     refused(PriorEWCPlugin(), mlp(n_out=2), experience, "NLLLoss", criterion=nn.NLLLoss())
+
+
+def test_likelihood_that_contradicts_the_criterion_is_refused():
+    experience = task_stream(1).train_stream[0]
+    refused(PriorEWCPlugin(likelihood=Gaussian()), mlp(n_out=2), experience, "does not go with")
+
+
+def test_batch_statistics_are_refused_before_the_training():
+    model = nn.Sequential(nn.BatchNorm1d(6, track_running_stats=False), mlp(n_out=2))
+    refused(PriorEWCPlugin(), model, task_stream(1).train_stream[0], "statistics of the batch")
+
+
+def test_joint_training_is_refused():
+    stream = task_stream(2, task_labels=[0, 0]).train_stream
+    refused(PriorEWCPlugin(), mlp(n_out=2), stream, "JointTraining", strategy=JointTraining)
 
 
 def test_empty_experience_is_refused():

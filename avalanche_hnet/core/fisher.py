@@ -51,10 +51,12 @@ def diagonal_fisher(
         kind: see above.
         max_samples: use at most so many samples, drawn uniformly without replacement, which
             leaves the estimate of the mean unbiased.
-        generator: draws labels and samples; by default PyTorch's global one.
+        generator: draws labels and samples; by default PyTorch's global one, which is then
+            restored, so that a second call draws the same.
 
     Returns:
-        For each parameter that requires grad, by name, a non-negative tensor of its shape.
+        For each parameter that requires grad, by name, a non-negative tensor of its shape and
+        type (float32 where that is half precision).
 
     Raises:
         ValueError: for an unknown ``kind``, ``max_samples`` below 1, no samples, a model without
@@ -70,15 +72,19 @@ def diagonal_fisher(
         raise ValueError("model has no parameter that requires grad, so it has no Fisher")
 
     device = next(iter(parameters.values())).device
-    fisher = {n: torch.zeros_like(p, requires_grad=False) for n, p in parameters.items()}
+    fisher = {
+        n: torch.zeros(p.shape, dtype=torch.promote_types(p.dtype, torch.float32), device=p.device)
+        for n, p in parameters.items()
+    }
     n_samples = 0
-    methods: dict[tuple[int | None, int], SquaredGradients] = {}
+    methods: dict[tuple[int | None, int, torch.Size], SquaredGradients] = {}
     with undisturbed(model), torch.enable_grad():
         if max_samples is not None:
             batches = _random_subset(batches, max_samples, generator)
         for batch in batches:
             for x, y, labels in _single_task_batches(model, batch, device):
-                trial = (None if labels is None else int(labels[0]), min(len(x), N_TRIAL))
+                label = None if labels is None else int(labels[0])
+                trial = (label, min(len(x), N_TRIAL), x.shape[1:])
                 if trial not in methods:
                     methods[trial] = SquaredGradients(model, parameters, x, labels)
                 outputs, squares = methods[trial].forward(x)
@@ -131,7 +137,12 @@ def _single_task_batches(
 
 
 def _takes_task_labels(model: nn.Module) -> bool:
-    """Whether ``forward`` has a parameter ``task_labels`` or a second one without default."""
+    """Whether it is one of Avalanche's or its ``forward`` says so.
+
+    That is a second parameter that is called ``task_labels`` or has no default.
+    """
+    if hasattr(model, "forward_single_task"):
+        return True
     positional = [
         p
         for p in signature(model.forward).parameters.values()

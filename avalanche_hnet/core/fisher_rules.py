@@ -27,8 +27,9 @@ _rules: dict[type[nn.Module], FisherRule] = {}
 def register_fisher_rule(
     *layer_types: type[nn.Module],
 ) -> Callable[[FisherRule], FisherRule]:
-    """Decorator that makes a function the Fisher rule of layer types and their subclasses.
+    """Decorator that makes a function the Fisher rule of layer types.
 
+    Subclasses that do not override ``forward`` share it.
     The rule is called as ``rule(layer, inputs, output_gradients)`` and returns, by parameter
     name, tensors of the parameters' shapes: Σ_n (∂ℓ_n/∂θ)² over the samples n in dimension 0.
     """
@@ -45,8 +46,12 @@ def register_fisher_rule(
 
 
 def fisher_rule(layer: nn.Module) -> FisherRule | None:
-    """The rule of the layer's type or of its nearest base class, if there is one."""
-    return next((_rules[t] for t in type(layer).__mro__ if t in _rules), None)
+    """The rule of the layer's type, or of the base class whose ``forward`` it inherits."""
+    for layer_type in type(layer).__mro__:
+        if layer_type in _rules:
+            same = type(layer).forward is layer_type.forward
+            return _rules[layer_type] if same else None
+    return None
 
 
 @register_fisher_rule(nn.Linear)
@@ -89,6 +94,8 @@ def embedding(layer: nn.Module, inputs: Tensor, grads: Tensor) -> dict[str, Tens
     pairs, position = torch.unique(sample * n_rows + inputs, return_inverse=True)
     per_sample = grads.new_zeros(len(pairs), layer.embedding_dim)
     per_sample.index_add_(0, position.flatten(), grads.reshape(-1, layer.embedding_dim))
+    if layer.scale_grad_by_freq:
+        per_sample /= torch.bincount(position.flatten(), minlength=len(pairs))[:, None]
     weight = torch.zeros_like(layer.weight, requires_grad=False)
     weight.index_add_(0, pairs % n_rows, per_sample.square_())
     if layer.padding_idx is not None:

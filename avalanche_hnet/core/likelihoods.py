@@ -74,7 +74,11 @@ class Categorical(Likelihood):
                 yield factor.view(outputs.shape)
 
     def criterion_scale(self, criterion: object, outputs: Tensor) -> float:
-        return 1.0
+        if not isinstance(criterion, nn.CrossEntropyLoss):
+            return 1.0
+        if criterion.reduction == "sum":
+            return float(len(outputs))
+        return outputs.shape[1] / outputs[0].numel()
 
 
 class Gaussian(Likelihood):
@@ -114,17 +118,34 @@ class Gaussian(Likelihood):
             yield factor
 
     def criterion_scale(self, criterion: object, outputs: Tensor) -> float:
-        if isinstance(criterion, nn.MSELoss):
-            return 2 * self.noise_std**2 / outputs[0].numel()
-        return 1.0
+        if not isinstance(criterion, nn.MSELoss):
+            return 1.0
+        n_terms = 1 / len(outputs) if criterion.reduction == "sum" else outputs[0].numel()
+        return 2 * self.noise_std**2 / n_terms
 
 
-def likelihood_from_criterion(criterion: object) -> Likelihood:
+def resolve_likelihood(likelihood: Likelihood | None, criterion: object) -> Likelihood:
     """The likelihood of which ``criterion`` is (a multiple of) the mean negative logarithm.
 
+    Args:
+        likelihood: what the user says it is, or None to read it off the criterion.
+        criterion: the training loss.
+
     Raises:
-        ValueError: if the criterion is no such loss, naming what would be accepted.
+        ValueError: if the two contradict each other, or the criterion alone does not tell,
+            naming what would be accepted.
     """
+    if isinstance(criterion, (nn.CrossEntropyLoss, nn.MSELoss)) and criterion.reduction == "none":
+        raise ValueError("criterion must have reduction='mean' or 'sum', got 'none'")
+    if likelihood is None:
+        return _likelihood_from(criterion)
+    other = {Categorical: nn.MSELoss, Gaussian: nn.CrossEntropyLoss}.get(type(likelihood))
+    if other is not None and isinstance(criterion, other):
+        raise ValueError(f"likelihood {likelihood!r} does not go with criterion {criterion!r}")
+    return likelihood
+
+
+def _likelihood_from(criterion: object) -> Likelihood:
     supported = (
         "pass likelihood=Categorical() or likelihood=Gaussian(noise_std) to say which "
         "likelihood the criterion stands for"
@@ -133,10 +154,6 @@ def likelihood_from_criterion(criterion: object) -> Likelihood:
         raise ValueError(
             f"criterion must be CrossEntropyLoss or MSELoss to know the likelihood from it, "
             f"got {criterion!r}; {supported}"
-        )
-    if criterion.reduction != "mean":
-        raise ValueError(
-            f"criterion must have reduction='mean', got {criterion.reduction!r}; {supported}"
         )
     if isinstance(criterion, nn.MSELoss):
         return Gaussian()

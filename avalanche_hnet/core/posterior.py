@@ -85,7 +85,11 @@ class GaussianPosterior:
             old = self.mean.get(name)
             if old is None and not parameter.requires_grad:
                 continue
-            if old is not None and old.shape == parameter.shape and old.device == parameter.device:
+            if old is not None and (old.shape, old.device, old.dtype) == (
+                parameter.shape,
+                parameter.device,
+                parameter.dtype,
+            ):
                 continue
             self._make_room(name, parameter.detach())
             changed = True
@@ -146,15 +150,27 @@ class GaussianPosterior:
             gamma: γ, in [0, 1]: how much of the precision from earlier data is kept.
 
         Raises:
-            ValueError: if γ or N is out of range, or an active element's Fisher is not finite.
+            ValueError: if γ or N is out of range, a mask or Fisher does not fit its parameter, or
+                an active element's Fisher is negative or not finite. Nothing is changed then.
         """
         if not 0 <= gamma <= 1:
             raise ValueError(f"gamma must lie in [0, 1], got {gamma}")
         if n_samples < 1:
             raise ValueError(f"n_samples must be at least 1, got {n_samples}")
+        for argument, tensors in (("active", active), ("fisher", fisher)):
+            for name, tensor in tensors.items():
+                if name not in parameters or tensor.shape != parameters[name].shape:
+                    raise ValueError(
+                        f"{argument}[{name!r}] has shape {tuple(tensor.shape)}, which is not that "
+                        "of a parameter of this name"
+                    )
         for name, values in fisher.items():
-            if name in active and not values[active[name]].isfinite().all():
-                raise ValueError(f"fisher[{name!r}] is not finite; the posterior is left unchanged")
+            chosen = values[active[name]] if name in active else values[:0]
+            if not (chosen.isfinite() & (chosen >= 0)).all():
+                raise ValueError(
+                    f"fisher[{name!r}] must be finite and not negative; the posterior is left as "
+                    "it was"
+                )
         self.align(parameters)
         prior_precision = 1 / self.prior_variance
         for name, mean in self.mean.items():
@@ -179,6 +195,7 @@ class GaussianPosterior:
         """Everything there is to know, in dictionaries of tensors, for ``torch.save``."""
         return {
             "prior_variance": self.prior_variance,
+            "prior_mean_kind": self._prior_mean_kind,
             "prior_mean": dict(self._prior_mean),
             "mean": dict(self.mean),
             "precision": dict(self.precision),
@@ -192,13 +209,17 @@ class GaussianPosterior:
             ValueError: if ``state`` is not such a dictionary or has another prior variance.
         """
         keys = self.state_dict().keys()
-        if state.keys() != keys:
-            raise ValueError(f"state must have the keys {sorted(keys)}, got {sorted(state)}")
-        if state["prior_variance"] != self.prior_variance:
-            raise ValueError(
-                f"state was made with prior_variance={state['prior_variance']}, "
-                f"but this posterior has prior_variance={self.prior_variance}"
-            )
+        if not isinstance(state, Mapping) or state.keys() != keys:
+            got = sorted(state) if isinstance(state, Mapping) else type(state).__name__
+            raise ValueError(f"state must be a dictionary with the keys {sorted(keys)}, got {got}")
+        for argument, key, own in (
+            ("prior_variance", "prior_variance", self.prior_variance),
+            ("prior_mean", "prior_mean_kind", self._prior_mean_kind),
+        ):
+            if state[key] != own:
+                raise ValueError(
+                    f"state was made with {argument}={state[key]!r}, but this posterior has {own!r}"
+                )
         names = state["mean"].keys()
         for field in ("prior_mean", "precision", "known"):
             shapes = {n: t.shape for n, t in state[field].items()}
@@ -226,7 +247,11 @@ class GaussianPosterior:
                     )
                 continue
             shape = parameters[name].shape
-            if shape[1:] != mean.shape[1:] or shape[:1] < mean.shape[:1]:
+            if (
+                len(shape) != mean.dim()
+                or shape[1:] != mean.shape[1:]
+                or shape[:1] < mean.shape[:1]
+            ):
                 raise ValueError(
                     f"the posterior of {name!r} has shape {tuple(mean.shape)}, but the model's "
                     f"parameter has {tuple(shape)}; a parameter may only grow in dimension 0"
@@ -245,5 +270,5 @@ class GaussianPosterior:
         for tensors, new in zip(self._tensors(), grown, strict=True):
             if name in tensors:
                 old = tensors[name]
-                new[tuple(slice(size) for size in old.shape)] = old.to(new.device)
+                new[tuple(slice(size) for size in old.shape)] = old.to(new)
             tensors[name] = new

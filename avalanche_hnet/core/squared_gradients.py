@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -48,7 +49,7 @@ class SquaredGradients:
         x: Tensor,
         labels: Tensor | None,
     ) -> None:
-        _refuse_batch_statistics(model)
+        refuse_batch_statistics(model)
         self._model = model
         self._parameters = parameters
         self._label = None if labels is None else labels[:1]
@@ -66,6 +67,9 @@ class SquaredGradients:
         """Outputs (B, …), and a function from c (of their shape) to Σ_n (J_nᵀ c_n)² by name."""
         with _recorded_layers(self._model, self._rules) as calls:
             outputs = self._model(*self._arguments(x))
+        repeated = self._of_layers(calls.repeated()) - {*self._vmapped, *self._looped}
+        if repeated:  # in this batch, but not in the trial
+            self._give_up_rules([*self._vmapped, *self._looped, *repeated], x[:N_TRIAL])
 
         def squares(factor: Tensor) -> Squares:
             elsewhere = {*self._vmapped, *self._looped}
@@ -84,10 +88,8 @@ class SquaredGradients:
     def _choose_methods(self, x: Tensor) -> None:
         singles = torch.cat([self._model(*self._arguments(xi)).detach() for xi in x.split(1)])
         batched, by_rules = self.forward(x)
-        tolerance = torch.finfo(batched.dtype).eps ** 0.3
-        unit_scale = (
-            singles.abs().amax(0) + 1e2 * torch.finfo(batched.dtype).eps * singles.abs().max()
-        )
+        tolerance, rounding = _tolerances(batched.dtype)
+        unit_scale = singles.abs().amax(0) + rounding * singles.abs().max()
         if not ((batched - singles).abs() <= tolerance * unit_scale).all():
             raise ValueError(
                 "model gives a sample different outputs alone and in a batch, or from call to "
@@ -95,40 +97,55 @@ class SquaredGradients:
                 "that mix samples (batch statistics) or draw random numbers (dropout) in "
                 "evaluation mode"
             )
-        # Random directions, since the gradients of a perfect fit vanish.
-        generator = torch.Generator().manual_seed(0)
-        factor = torch.randn(batched.shape, generator=generator).to(batched)
-        truth = self._one_by_one(self._parameters, x, factor)
-        largest = max((t.max() for t in truth.values()), default=torch.zeros(()))
-        noise = (1e2 * torch.finfo(batched.dtype).eps) ** 2 * largest
-
-        def disagrees(name: str, found: Squares) -> bool:
-            if name not in found or name not in truth:
-                return name in found or name in truth
-            error = (found[name] - truth[name]).abs().max()
-            return not bool(error <= tolerance * truth[name].max() + noise)
-
-        # A layer with a rule that this task does not use (another head) is left to its rule.
-        with_rule = {
-            f"{prefix}.{name}".lstrip(".")
-            for prefix in self._rules
-            for name, _ in self._model.get_submodule(prefix).named_parameters(recurse=False)
-        }
+        truth, factor = self._trial(batched, x)
         found = by_rules(factor)
-        self._vmapped = [n for n in self._parameters if n not in with_rule or disagrees(n, found)]
-        if self._vmapped:
-            try:
-                found = self._by_vmap(self._vmapped, x, factor)
-                self._looped = [n for n in self._vmapped if n in truth and disagrees(n, found)]
-            except Exception:  # what vmap cannot trace ends in errors of every kind
-                self._looped = self._vmapped
-            self._vmapped = [n for n in self._vmapped if n not in self._looped]
+        # A layer with a rule that this task does not use (another head) is left to its rule.
+        untrusted = self._parameters.keys() - self._of_layers(self._rules)
+        untrusted |= {n for n in self._parameters if self._disagree(n, found, truth)}
+        if untrusted:
+            self._give_up_rules([n for n in self._parameters if n in untrusted], x)
+
+    def _give_up_rules(self, names: list[str], x: Tensor) -> None:
+        """Leave these parameters to ``vmap``, or to single samples where that fails."""
+        truth, factor = self._trial(self._model(*self._arguments(x)), x)
+        try:
+            found = self._by_vmap(names, x, factor)
+            self._looped = [n for n in names if n in truth and self._disagree(n, found, truth)]
+        except Exception:  # what vmap cannot trace ends in errors of every kind
+            self._looped = names
+        self._vmapped = [n for n in names if n not in self._looped]
         if self._looped:
             warnings.warn(
                 f"squared gradients of {', '.join(self._looped)} are computed one sample at a "
                 "time, since neither a Fisher rule nor torch.func.vmap covers them",
-                stacklevel=4,
+                stacklevel=5,
             )
+
+    def _trial(self, outputs: Tensor, x: Tensor) -> tuple[Squares, Tensor]:
+        """The truth for random directions, since the gradients of a perfect fit vanish."""
+        generator = torch.Generator().manual_seed(0)
+        factor = torch.randn(outputs.shape, generator=generator).to(outputs)
+        return self._one_by_one(self._parameters, x, factor), factor
+
+    @staticmethod
+    def _disagree(name: str, found: Squares, truth: Squares) -> bool:
+        """Whether gradients (roots of squares) differ by more than rounding, anywhere."""
+        if name not in found or name not in truth:
+            return name in found or name in truth
+        root = truth[name].sqrt()
+        largest = max(t.max() for t in truth.values()).sqrt()
+        tolerance, rounding = _tolerances(root.dtype)
+        close = (found[name].sqrt() - root).abs() <= tolerance * root + rounding * largest
+        return not bool(close.all())
+
+    def _of_layers(self, prefixes: Iterable[str]) -> set[str]:
+        """Names of the wanted parameters that belong to layers."""
+        return {
+            full_name
+            for prefix in prefixes
+            for name, _ in self._model.get_submodule(prefix).named_parameters(recurse=False)
+            if (full_name := f"{prefix}.{name}".lstrip(".")) in self._parameters
+        }
 
     def _by_vmap(self, names: list[str], x: Tensor, factor: Tensor) -> Squares:
         if not names:
@@ -162,8 +179,14 @@ class SquaredGradients:
             gradients = torch.autograd.grad(out, [*chosen.values()], ci, allow_unused=True)
             for name, g in zip(chosen, gradients, strict=True):
                 if g is not None:
-                    total[name] = total.get(name, 0) + g.square()
+                    total[name] = total.get(name, 0) + g.to_dense().square()
         return total
+
+
+def _tolerances(dtype: torch.dtype) -> tuple[float, float]:
+    """Relative to a number itself, and to the largest of its kind."""
+    eps = torch.finfo(dtype).eps
+    return eps**0.3, 1e2 * eps
 
 
 class _Call(NamedTuple):
@@ -183,6 +206,11 @@ class _Calls(list[_Call]):
         super().__init__()
         self.leaves: list[Tensor] = []
 
+    def repeated(self) -> set[str]:
+        """Layers that were called more than once."""
+        times = Counter(call.prefix for call in self)
+        return {prefix for prefix, n in times.items() if n > 1}
+
 
 @contextmanager
 def _recorded_layers(model: nn.Module, rules: Mapping[str, FisherRule]) -> Iterator[_Calls]:
@@ -195,7 +223,7 @@ def _recorded_layers(model: nn.Module, rules: Mapping[str, FisherRule]) -> Itera
 
     def record(prefix: str, rule: FisherRule) -> Callable[..., Tensor]:
         def hook(layer: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
-            if not isinstance(output, Tensor):
+            if not isinstance(output, Tensor) or not torch.is_grad_enabled():
                 return output
             if not output.requires_grad:  # nothing before it is differentiated: start here
                 leaf = torch.zeros((), dtype=output.dtype, device=output.device)
@@ -238,7 +266,12 @@ def _by_rule(calls: _Calls, outputs: Tensor, factor: Tensor) -> Squares:
     return total
 
 
-def _refuse_batch_statistics(model: nn.Module) -> None:
+def refuse_batch_statistics(model: nn.Module) -> None:
+    """Check that no layer of a model in evaluation mode normalises over the batch.
+
+    Raises:
+        ValueError: naming the layer.
+    """
     for name, module in model.named_modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and (
             module.training or module.running_mean is None

@@ -17,7 +17,7 @@ class HasActiveElements(Protocol):
     """A module that says itself which of its elements take part in an experience."""
 
     def active_elements(self, experience: CLExperience) -> Mapping[str, Tensor]:
-        """Boolean masks by parameter name, relative to this module.
+        """Boolean masks by parameter name, relative to this module, on any device.
 
         A mask has the parameter's shape or one that broadcasts to it; a parameter that is not
         mentioned is active as a whole.
@@ -43,18 +43,18 @@ def active_elements(model: nn.Module, experience: CLExperience) -> dict[str, Ten
     }
     for prefix, module in model.named_modules():
         own = dict(module.named_parameters())
-        for name, mask in _masks(module, experience).items():
+        says_it_itself = isinstance(module, HasActiveElements)
+        masks = module.active_elements(experience) if says_it_itself else _masks(module, experience)
+        for name, mask in masks.items():
             full_name = f"{prefix}.{name}" if prefix else name
             _check_mask(full_name, mask, own.get(name))
             if full_name in active:
-                active[full_name] &= mask
+                active[full_name] &= mask.to(active[full_name].device)
     return active
 
 
 @singledispatch
 def _masks(module: nn.Module, experience: CLExperience) -> Mapping[str, Tensor]:
-    if isinstance(module, HasActiveElements):
-        return module.active_elements(experience)
     return {}
 
 

@@ -25,6 +25,9 @@ class BlockMultiHeadClassifier(MultiTaskModule):
     ``MultiHeadClassifier``. The difference is that all heads are rows of one weight matrix, as
     in von Oswald et al. 2020 (arXiv 1906.00695) and Henning et al. 2021 (arXiv 2103.01133).
 
+    Since the heads are one parameter, an optimizer with momentum or weight decay moves the rows
+    of tasks that are not trained, too; reset its state with each experience.
+
     Args:
         in_features: number of input features.
         mask_value: the output for classes of other tasks.
@@ -33,6 +36,7 @@ class BlockMultiHeadClassifier(MultiTaskModule):
         ValueError: if ``in_features`` is below 1.
     """
 
+    max_class_label: int
     unit_tasks: Tensor  # (U,), the task label of each output unit
     unit_classes: Tensor  # (U,), the class label of each output unit
 
@@ -72,8 +76,8 @@ class BlockMultiHeadClassifier(MultiTaskModule):
         labels = torch.as_tensor(task_labels, device=x.device).expand(len(x))
         units = self.classifier(x)  # (B, U)
         own = self.unit_tasks == labels[:, None]
-        to_class = F.one_hot(self.unit_classes, self._n_classes()).to(units)  # (U, C)
-        logits = (units * own) @ to_class
+        to_class = F.one_hot(self.unit_classes, self.max_class_label).to(units)  # (U, C)
+        logits = units.where(own, 0) @ to_class
         return logits.where(own.to(units) @ to_class > 0, self.mask_value)
 
     def forward_single_task(self, x: Tensor, task_label: int) -> Tensor:
@@ -81,14 +85,15 @@ class BlockMultiHeadClassifier(MultiTaskModule):
         logits: Tensor = self(x, task_label)
         return logits
 
+    def forward_all_tasks(self, x: Tensor) -> dict[int, Tensor]:
+        """Logits (B, C) of features ``x`` by task label, for all tasks that were trained on."""
+        return {t: self.forward_single_task(x, t) for t in self.unit_tasks.unique().tolist()}
+
     def active_elements(self, experience: CLExperience) -> dict[str, Tensor]:
         """The rows of the experience's tasks."""
         tasks = torch.tensor(experience.task_labels).to(self.unit_tasks)
         rows = torch.isin(self.unit_tasks, tasks)
         return {"classifier.weight": rows[:, None], "classifier.bias": rows}
-
-    def _n_classes(self) -> int:
-        return max([self.max_class_label, *(self.unit_classes + 1).tolist()])
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
@@ -101,6 +106,8 @@ class BlockMultiHeadClassifier(MultiTaskModule):
             )
             self.unit_tasks = self.unit_tasks.new_zeros(len(saved))
             self.unit_classes = self.unit_classes.new_zeros(len(saved))
+            classes = state_dict[f"{prefix}unit_classes"]
+            self.max_class_label = max([self.max_class_label, *(classes + 1).tolist()])
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 

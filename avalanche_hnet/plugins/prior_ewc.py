@@ -9,6 +9,7 @@ from typing import Any, get_args
 
 import torch
 from avalanche.models.utils import is_multi_task_module
+from avalanche.training import JointTraining
 from avalanche.training.plugins import SupervisedPlugin
 from avalanche.training.templates import SupervisedTemplate
 from torch import Tensor, nn
@@ -16,8 +17,10 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from avalanche_hnet.core.fisher import FisherKind, diagonal_fisher
-from avalanche_hnet.core.likelihoods import Likelihood, likelihood_from_criterion
+from avalanche_hnet.core.likelihoods import Likelihood, resolve_likelihood
 from avalanche_hnet.core.posterior import GaussianPosterior, PriorMean
+from avalanche_hnet.core.squared_gradients import refuse_batch_statistics
+from avalanche_hnet.core.undisturbed import undisturbed
 from avalanche_hnet.metrics.publish import Histogram, publish
 from avalanche_hnet.models.active import active_elements
 
@@ -37,11 +40,13 @@ class PriorEWCPlugin(SupervisedPlugin):
     of heads, those of its tasks and classes. Heads of other tasks feel neither the prior nor,
     unless replayed samples move them, the penalty.
 
-    The Fisher is computed in evaluation mode, on the experience's own data with its evaluation
-    transforms. λ = γ = 1 is the Bayesian update.
+    N counts the experience's own samples, and the Fisher is computed on them, in evaluation mode
+    and with their evaluation transforms: replayed samples are in the posterior already.
+    λ = γ = 1 is the Bayesian update.
 
-    Published to the evaluator under ``PriorEWC/``: ``NLL``, ``Prior``, ``EWC`` and their sum
-    ``Loss``, as they enter the loss, each ``log_every`` iterations; after each experience
+    Published to the evaluator under ``PriorEWC/``, each ``log_every`` iterations: ``NLL`` (the
+    value of the criterion), ``Prior``, ``EWC`` and their sum ``Loss``, as they enter the loss,
+    without what other plugins add to it; after each experience
     minimum, maximum and histogram of ``Fisher`` and ``LogPrecision`` (natural logarithm) over
     the active elements, and ``FisherSeconds`` and ``FisherSamples``.
 
@@ -52,11 +57,14 @@ class PriorEWCPlugin(SupervisedPlugin):
         fisher: ``"empirical"``, ``"sampled"`` or ``"exact"``, see :func:`diagonal_fisher`.
         n_fisher: number of samples for the Fisher, drawn at random; all by default.
         likelihood: by default read off the criterion: categorical for ``CrossEntropyLoss``,
-            Gaussian with standard deviation 1 for ``MSELoss``.
+            Gaussian with standard deviation 1 for ``MSELoss``. Must be given for any other
+            criterion, which then is taken for its mean negative logarithm.
         prior_mean: ``"zero"``, or ``"initial"``: the weights before their first experience.
         train_from_scratch: forget the posterior at every experience, so that each is trained
             with the prior alone. The weights are not reset.
         log_every: iterations between two published losses.
+        generator: draws the samples of ``n_fisher`` and the labels of ``fisher="sampled"``; by
+            default they come from PyTorch's global state, which is then put back as it was.
 
     Attributes:
         posterior: the :class:`GaussianPosterior`; save and load it with its ``state_dict``.
@@ -78,6 +86,7 @@ class PriorEWCPlugin(SupervisedPlugin):
         prior_mean: PriorMean = "zero",
         train_from_scratch: bool = False,
         log_every: int = 50,
+        generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
         if not 0 <= ewc_lambda < float("inf"):
@@ -99,8 +108,10 @@ class PriorEWCPlugin(SupervisedPlugin):
         self.likelihood = likelihood
         self.train_from_scratch = train_from_scratch
         self.log_every = log_every
+        self.generator = generator
         self.posterior = GaussianPosterior(prior_variance, prior_mean)
         self._to_publish: dict[str, Tensor] = {}
+        self._dormant: set[str] = set()
 
     def before_train_dataset_adaptation(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
         """Refuse what cannot be trained, before anything is changed."""
@@ -109,7 +120,14 @@ class PriorEWCPlugin(SupervisedPlugin):
                 f"experience {strategy.experience.current_experience} is empty; "
                 "PriorEWCPlugin needs at least one sample"
             )
-        self._likelihood = self.likelihood or likelihood_from_criterion(strategy._criterion)
+        if isinstance(strategy, JointTraining):
+            raise ValueError(
+                "PriorEWCPlugin has nothing to protect in JointTraining, which trains on all "
+                "experiences at once; use JointTraining without it"
+            )
+        self._likelihood = resolve_likelihood(self.likelihood, strategy._criterion)
+        with undisturbed(strategy.model):
+            refuse_batch_statistics(strategy.model)
 
     def before_training_exp(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
         """Take in the model as it is now, with the heads of this experience."""
@@ -127,7 +145,7 @@ class PriorEWCPlugin(SupervisedPlugin):
         scale = self._likelihood.criterion_scale(strategy._criterion, strategy.mb_output)
         scale /= len(strategy.experience.dataset)
         prior = scale * self._prior_term(parameters)
-        ewc = scale * self.ewc_lambda * self._ewc_term(parameters, skip=self._untouched(parameters))
+        ewc = scale * self.ewc_lambda * self._ewc_term(parameters, skip=self._dormant)
         total = strategy.loss + prior + ewc
         if not total.isfinite():
             raise ValueError(
@@ -141,6 +159,12 @@ class PriorEWCPlugin(SupervisedPlugin):
             with torch.no_grad():
                 nll = strategy._criterion(strategy.mb_output, strategy.mb_y)
             self._to_publish = {"NLL": nll, "Prior": prior, "EWC": ewc, "Loss": nll + prior + ewc}
+
+    def after_backward(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
+        """Penalise heads of other tasks from when the loss (of replayed samples) moves them."""
+        if self._dormant:
+            parameters = dict(strategy.model.named_parameters())
+            self._dormant = {n for n in self._dormant if parameters[n].grad is None}
 
     def after_training_iteration(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
         """Publish the terms of the loss, every ``log_every`` iterations."""
@@ -162,6 +186,7 @@ class PriorEWCPlugin(SupervisedPlugin):
             self._batches(strategy, used, kwargs.get("num_workers", 0)),
             likelihood=self._likelihood,
             kind=self.fisher,
+            generator=self.generator,
         )
         publish(strategy, self, "PriorEWC/FisherSeconds", time.perf_counter() - start)
         publish(strategy, self, "PriorEWC/FisherSamples", float(len(used)))
@@ -179,23 +204,18 @@ class PriorEWCPlugin(SupervisedPlugin):
         # Heads of other tasks lie at their posterior mean. As long as nothing moves them they
         # must not get gradients, not even zeros: an optimizer's momentum would move them.
         self._dormant = {
-            name: (parameters[name], parameters[name]._version)
+            name
             for name, mask in active.items()
             if not mask.any() and torch.equal(parameters[name], self.posterior.mean[name])
-        }
-
-    def _untouched(self, parameters: Mapping[str, nn.Parameter]) -> set[str]:
-        return {
-            name
-            for name, (parameter, version) in self._dormant.items()
-            if parameters[name] is parameter and parameter._version == version
         }
 
     def _fisher_subset(self, dataset: Any) -> Any:
         if self.n_fisher is None or self.n_fisher >= len(dataset):
             return dataset
         with torch.random.fork_rng(devices=[]):  # leave the training's random numbers alone
-            return dataset.subset(torch.randperm(len(dataset))[: self.n_fisher].tolist())
+            device = "cpu" if self.generator is None else self.generator.device
+            order = torch.randperm(len(dataset), generator=self.generator, device=device)
+            return dataset.subset(order[: self.n_fisher].tolist())
 
     def _batches(
         self, strategy: SupervisedTemplate, dataset: Any, num_workers: int
