@@ -35,9 +35,10 @@ class Options:
     learning_rate: float = 1e-3
     """Of Adam, at the start of each experience; it falls to zero along a half cosine."""
     ewc_lambda: float | None = None
-    """Strength of Avalanche's EWC. Default: the best for the scenario on held-out data."""
+    """Strength of Avalanche's EWC. Default: the best for the scenario on held-out data, with the
+    default number of iterations."""
     prior_ewc_lambda: float | None = None
-    """Strength of PriorEWC. Default: the best for the scenario on held-out data."""
+    """Strength of PriorEWC. Default: likewise."""
     prior_variance: float = 1.0
     """Variance of the prior of PriorEWC."""
     n_fisher: int | None = None
@@ -62,8 +63,12 @@ class Options:
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
         if any(width < 1 for width in self.hidden):
             raise ValueError(f"hidden must be widths of at least 1, got {self.hidden}")
-        if not self.methods:
-            raise ValueError("methods must name at least one method")
+        if not self.methods or len(set(self.methods)) < len(self.methods):
+            raise ValueError(f"methods must name at least one, each once, got {self.methods}")
+        try:
+            torch.zeros(1, device=self.device)
+        except (RuntimeError, AssertionError) as error:
+            raise ValueError(f"device {self.device!r} cannot be used: {error}") from None
 
 
 def with_strengths(

@@ -163,6 +163,12 @@ def test_strengths_that_are_given_are_kept():
         ({"seeds": 0}, "seeds must be at least 1, got 0"),
         ({"iterations": 0}, "iterations must be at least 1, got 0"),
         ({"methods": ()}, "methods must name at least one"),
+        ({"methods": ("naive", "naive")}, "each once"),
+        ({"learning_rate": 0.0}, "learning_rate must be positive, got 0.0"),
+        ({"prior_ewc_lambda": -1.0}, "prior_ewc_lambda must be at least 0, got -1.0"),
+        ({"n_fisher": 0}, "n_fisher must be at least 1, got 0"),
+        ({"hidden": (10, 0)}, "hidden must be widths"),
+        ({"device": "gpu"}, "device 'gpu' cannot be used"),
     ],
 )
 def test_bad_options_are_refused(arguments, message):

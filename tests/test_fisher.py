@@ -535,7 +535,7 @@ def test_model_without_per_sample_gradients_is_refused(model, message):
     ("arguments", "message"),
     [
         ({"kind": "true"}, "kind must be one of .*'true'"),
-        ({"max_samples": 0}, "max_samples must be at least 1, got 0"),
+        ({"max_samples": 0}, "max_samples must be an integer of at least 1, got 0"),
         ({"batches": []}, "at least one sample"),
         ({"batches": [torch.zeros(3)]}, "batches must yield"),
         ({"model": nn.ReLU()}, "no parameter that requires grad"),

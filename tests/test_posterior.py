@@ -188,6 +188,7 @@ def test_state_survives_saving(tmp_path):
     torch.save(posterior.state_dict(), tmp_path / "posterior.pt")
     restored = GaussianPosterior(0.5, "initial")
     restored.load_state_dict(torch.load(tmp_path / "posterior.pt", weights_only=True))
+    restored.align(parameters(3))
     for a, b in ((posterior, restored), (restored, posterior)):
         a.update(parameters(4), squares(5), 10, random_masks(6))
         b.update(parameters(4), squares(5), 10, random_masks(6))

@@ -537,7 +537,8 @@ def test_training_goes_on_from_saved_states(tmp_path):
         ({"ewc_lambda": float("nan")}, ValueError, "ewc_lambda .* got nan"),
         ({"gamma": 1.1}, ValueError, r"gamma must lie in \[0, 1\], got 1.1"),
         ({"gamma": -0.1}, ValueError, "gamma .* got -0.1"),
-        ({"n_fisher": 0}, ValueError, "n_fisher must be at least 1, or None for all, got 0"),
+        ({"n_fisher": 0}, ValueError, "n_fisher must be an integer of at least 1, .* got 0"),
+        ({"n_fisher": 2.5}, ValueError, "n_fisher must be an integer .* got 2.5"),
         ({"fisher": "diag"}, ValueError, "fisher must be one of .*'diag'"),
         ({"log_every": 0}, ValueError, "log_every must be at least 1, got 0"),
         ({"prior_mean": 0}, ValueError, "prior_mean must be one of"),
@@ -593,6 +594,15 @@ def test_posterior_of_another_architecture_is_refused():
     plugin = PriorEWCPlugin()
     plugin.posterior.load_state_dict(trained.posterior.state_dict())
     refused(plugin, Incremental(), stream[1], "another architecture")
+
+
+def test_posterior_without_the_weights_that_belong_to_it_is_refused():
+    stream = task_stream(2, task_labels=[0, 0]).train_stream
+    trained = PriorEWCPlugin()
+    run(trained, mlp(n_out=2), stream[:1])
+    plugin = PriorEWCPlugin()
+    plugin.posterior.load_state_dict(trained.posterior.state_dict())
+    refused(plugin, mlp(n_out=2), stream[1], "not at the mean of the loaded posterior")
 
 
 def test_infinite_loss_is_refused_before_the_weights_change():

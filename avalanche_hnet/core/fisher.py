@@ -65,8 +65,10 @@ def diagonal_fisher(
     """
     if kind not in get_args(FisherKind):
         raise ValueError(f"kind must be one of {get_args(FisherKind)}, got {kind!r}")
-    if max_samples is not None and max_samples < 1:
-        raise ValueError(f"max_samples must be at least 1, got {max_samples}")
+    if max_samples is not None and (not isinstance(max_samples, int) or max_samples < 1):
+        raise ValueError(f"max_samples must be an integer of at least 1, got {max_samples}")
+    if likelihood is not None and not isinstance(likelihood, Likelihood):
+        raise TypeError(f"likelihood must be a Likelihood, got {likelihood!r}")
     parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
     if not parameters:
         raise ValueError("model has no parameter that requires grad, so it has no Fisher")

@@ -72,7 +72,8 @@ class GaussianPosterior:
 
         Raises:
             ValueError: if a shape differs in another way than by new rows, or, after
-                :meth:`load_state_dict`, if a parameter with known elements is missing.
+                :meth:`load_state_dict`, if a parameter with known elements is missing or not at
+                the posterior's mean.
         """
         self._check_fit(parameters)
         self._just_loaded = False
@@ -256,6 +257,13 @@ class GaussianPosterior:
                     f"the posterior of {name!r} has shape {tuple(mean.shape)}, but the model's "
                     f"parameter has {tuple(shape)}; a parameter may only grow in dimension 0"
                 )
+            if self._just_loaded and not _same_where_known(
+                parameters[name].detach(), mean, self.known[name]
+            ):
+                raise ValueError(
+                    f"the model's {name!r} is not at the mean of the loaded posterior; load the "
+                    "model's own state, saved with the posterior, before training goes on"
+                )
 
     def _make_room(self, name: str, parameter: Tensor) -> None:
         """Tensors of the parameter's shape and device, with the old ones in their first rows."""
@@ -272,3 +280,10 @@ class GaussianPosterior:
                 old = tensors[name]
                 new[tuple(slice(size) for size in old.shape)] = old.to(new)
             tensors[name] = new
+
+
+def _same_where_known(parameter: Tensor, mean: Tensor, known: Tensor) -> bool:
+    """Whether the parameter, or its first rows if it has grown, lies at the mean."""
+    rows = parameter[: len(mean)] if mean.dim() else parameter
+    mean, known = mean.to(rows), known.to(rows.device)
+    return torch.allclose(rows[known], mean[known], rtol=1e-3, atol=1e-6)

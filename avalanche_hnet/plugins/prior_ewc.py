@@ -48,7 +48,8 @@ class PriorEWCPlugin(SupervisedPlugin):
     value of the criterion), ``Prior``, ``EWC`` and their sum ``Loss``, as they enter the loss,
     without what other plugins add to it; after each experience
     minimum, maximum and histogram of ``Fisher`` and ``LogPrecision`` (natural logarithm) over
-    the active elements, and ``FisherSeconds`` and ``FisherSamples``.
+    the active elements (a histogram has at most 65,536 of them), and ``FisherSeconds`` and
+    ``FisherSamples``.
 
     Args:
         ewc_lambda: λ ≥ 0, the weight of the penalty.
@@ -62,7 +63,8 @@ class PriorEWCPlugin(SupervisedPlugin):
         prior_mean: ``"zero"``, or ``"initial"``: the weights before their first experience.
         train_from_scratch: forget the posterior at every experience, so that each is trained
             with the prior alone. The weights are not reset.
-        log_every: iterations between two published losses.
+        log_every: iterations between two published losses, from the first of each experience
+            on (where the penalty of what is known is still zero).
         generator: draws the samples of ``n_fisher`` and the labels of ``fisher="sampled"``; by
             default they come from PyTorch's global state, which is then put back as it was.
 
@@ -95,8 +97,10 @@ class PriorEWCPlugin(SupervisedPlugin):
             raise ValueError(f"gamma must lie in [0, 1], got {gamma}")
         if fisher not in get_args(FisherKind):
             raise ValueError(f"fisher must be one of {get_args(FisherKind)}, got {fisher!r}")
-        if n_fisher is not None and n_fisher < 1:
-            raise ValueError(f"n_fisher must be at least 1, or None for all, got {n_fisher}")
+        if n_fisher is not None and (not isinstance(n_fisher, int) or n_fisher < 1):
+            raise ValueError(
+                f"n_fisher must be an integer of at least 1, or None for all, got {n_fisher}"
+            )
         if likelihood is not None and not isinstance(likelihood, Likelihood):
             raise TypeError(f"likelihood must be a Likelihood, got {likelihood!r}")
         if log_every < 1:
