@@ -22,7 +22,14 @@ from experiments.split_digits import SplitDigitsOptions
 @pytest.fixture(scope="module")
 def run_folder(tmp_path_factory):
     output = tmp_path_factory.mktemp("runs")
-    options = SplitDigitsOptions(iterations=20, seeds=2, output=output, device="cpu")
+    options = SplitDigitsOptions(
+        iterations=20,  # for which the default strengths are too much
+        prior_ewc_lambda=10.0,
+        prior_variance=1.0,
+        seeds=2,
+        output=output,
+        device="cpu",
+    )
     split_digits.main(options)
     (folder,) = output.iterdir()
     return folder
