@@ -443,6 +443,23 @@ def test_layer_that_is_called_twice_for_some_batches_only():
     assert_close(found, loop_fisher(model, x, y, nn.functional.cross_entropy))
 
 
+class TwiceUsedAndOwn(models.TwiceUsed):
+    def __init__(self):
+        super().__init__()
+        self.shift = nn.Parameter(torch.randn(6))
+
+    def forward(self, x):
+        return super().forward(x + self.shift)
+
+
+def test_two_kinds_of_difficulty_at_once():
+    model, x, y = TwiceUsedAndOwn(), torch.randn(N, 6), torch.randint(0, 3, (N,))
+    assert_close(
+        diagonal_fisher(model, in_batches(x, y)),
+        loop_fisher(model, x, y, nn.functional.cross_entropy),
+    )
+
+
 class MaskedLinear(nn.Linear):
     """A subclass with another forward, wrong by little for a rule that takes it for its base."""
 

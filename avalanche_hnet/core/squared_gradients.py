@@ -69,7 +69,7 @@ class SquaredGradients:
             outputs = self._model(*self._arguments(x))
         repeated = self._of_layers(calls.repeated()) - {*self._vmapped, *self._looped}
         if repeated:  # in this batch, but not in the trial
-            self._give_up_rules([*self._vmapped, *self._looped, *repeated], x[:N_TRIAL])
+            self._give_up_rules([*self._vmapped, *self._looped, *sorted(repeated)], x[:N_TRIAL])
 
         def squares(factor: Tensor) -> Squares:
             elsewhere = {*self._vmapped, *self._looped}
@@ -100,7 +100,8 @@ class SquaredGradients:
         truth, factor = self._trial(batched, x)
         found = by_rules(factor)
         # A layer with a rule that this task does not use (another head) is left to its rule.
-        untrusted = self._parameters.keys() - self._of_layers(self._rules)
+        untrusted = {*self._vmapped, *self._looped}
+        untrusted |= self._parameters.keys() - self._of_layers(self._rules)
         untrusted |= {n for n in self._parameters if self._disagree(n, found, truth)}
         if untrusted:
             self._give_up_rules([n for n in self._parameters if n in untrusted], x)
@@ -186,7 +187,7 @@ class SquaredGradients:
 def _tolerances(dtype: torch.dtype) -> tuple[float, float]:
     """Relative to a number itself, and to the largest of its kind."""
     eps = torch.finfo(dtype).eps
-    return eps**0.3, 1e2 * eps
+    return eps**0.3, min(1e2 * eps, eps**0.5)
 
 
 class _Call(NamedTuple):
