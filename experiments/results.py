@@ -56,9 +56,10 @@ def by_method(results: Sequence[Result]) -> dict[str, list[Result]]:
 def summary_table(results: Sequence[Result], title: str) -> Table:
     """Average accuracy, forgetting and final accuracies per experience, for each method."""
     table = Table(title=title, caption="accuracy in %, mean ± standard deviation over seeds")
-    table.add_column("method")
-    for column in ("average", "forgetting", *(str(j) for j in range(len(results[0].matrix[-1])))):
-        table.add_column(column, justify="right")
+    table.add_column("method", no_wrap=True)
+    table.add_column("average", justify="right", no_wrap=True)
+    table.add_column("forgetting", justify="right", no_wrap=True)
+    table.add_column("final accuracy on each experience")
     for method, group in by_method(results).items():
         forgetting = [f for r in group if (f := r.forgetting) is not None]
         finals = zip(*(r.matrix[-1] for r in group), strict=True)
@@ -66,7 +67,7 @@ def summary_table(results: Sequence[Result], title: str) -> Table:
             method,
             mean_and_spread([r.average for r in group]),
             mean_and_spread(forgetting) if forgetting else "-",
-            *(f"{mean(values):.1f}" for values in finals),
+            "  ".join(f"{mean(values):.1f}" for values in finals),
         )
     return table
 

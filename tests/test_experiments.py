@@ -1,4 +1,5 @@
 import csv
+import io
 import json
 import subprocess
 import sys
@@ -9,13 +10,14 @@ import pytest
 import torch
 import tyro
 from PIL import Image
+from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from avalanche_hnet.benchmarks import PermutedDigits, SplitDigits
 from experiments import permuted_mnist, split_digits, split_mnist
 from experiments.in_memory import in_memory
 from experiments.options import Options, with_strengths
-from experiments.results import Result, by_method, mean_and_spread
+from experiments.results import Result, by_method, mean_and_spread, summary_table
 from experiments.split_digits import SplitDigitsOptions
 
 
@@ -157,6 +159,17 @@ def test_results_are_summarised_as_defined():
     assert mean_and_spread([1.0, 3.0]) == "2.00 ± 1.41"
     assert mean_and_spread([1.0]) == "1.00"
     assert list(by_method([result, Result("n", 0, [[1.0]]), result])) == ["m", "n"]
+
+
+def test_table_of_many_experiences_is_whole_on_a_narrow_terminal():
+    row = [90.0 + j / 10 for j in range(10)]
+    results = [Result("prior-ewc", seed, [row]) for seed in range(2)]
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(summary_table(results, "title"))
+    printed = console.export_text()
+    assert "prior-ewc" in printed
+    assert "90.45 ± 0.00" in printed
+    assert all(f"{value:.1f}" in printed for value in row)
 
 
 def test_strengths_that_are_given_are_kept():
