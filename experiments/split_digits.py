@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 import tyro
 from avalanche.benchmarks import CLScenario
 
@@ -34,6 +35,7 @@ class SplitDigitsOptions(Options):
 
 def main(options: SplitDigitsOptions) -> None:
     """Run the comparison."""
+    torch.set_num_threads(1)  # such small networks are slower with more
 
     def benchmark(seed: int) -> CLScenario:
         return SplitDigits(
