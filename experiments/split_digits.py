@@ -16,9 +16,9 @@ from avalanche_hnet.benchmarks import SplitDigits
 from experiments.compare import compare
 from experiments.options import Options, Scenario, with_strengths
 
-# Chosen on held-out training data (--validate), seeds 0 to 2: for EWC of 1, 10, ..., 10^8, for
-# PriorEWC of 10, 100, ..., 10^7 with variances of 1, 100, 10^4 and 10^6. In the class scenario
-# nothing beats the accuracy of the last experience alone by more than its spread.
+# Chosen on held-out training data (--validate), seeds 0 to 2. EWC: of 1, 10, ..., 10^6 (task: to
+# 10^8). PriorEWC: of 10, 100, ..., 10^6 (task, domain: to 10^7) with variances of 1 and 10^6 (task,
+# domain: also 100 and 10^4). In the class scenario no setting gets beyond 22 %.
 EWC_LAMBDA: dict[Scenario, float] = {"task": 1e6, "domain": 1e5, "class": 1e5}
 PRIOR_EWC_LAMBDA: dict[Scenario, float] = {"task": 1e5, "domain": 1e4, "class": 1e4}
 
