@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 
@@ -69,6 +69,14 @@ class Options:
             torch.zeros(1, device=self.device)
         except (RuntimeError, AssertionError) as error:
             raise ValueError(f"device {self.device!r} cannot be used: {error}") from None
+
+
+def split_arguments(scenario: Scenario) -> dict[str, Any]:
+    """What makes a split of classes into experiences one of ``scenario``."""
+    return {
+        "return_task_id": scenario == "task",
+        "class_ids_from_zero_in_each_exp": scenario != "class",
+    }
 
 
 def with_strengths(

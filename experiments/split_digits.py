@@ -14,7 +14,7 @@ from avalanche.benchmarks import CLScenario
 
 from avalanche_hnet.benchmarks import SplitDigits
 from experiments.compare import compare
-from experiments.options import Options, Scenario, with_strengths
+from experiments.options import Options, Scenario, split_arguments, with_strengths
 
 # Chosen on held-out training data (--validate), seeds 0 to 2. EWC: of 1, 10, ..., 10^6 (task: to
 # 10^8). PriorEWC: of 10, 100, ..., 10^6 (task, domain: to 10^7) with variances of 1 and 10^6 (task,
@@ -38,12 +38,7 @@ def main(options: SplitDigitsOptions) -> None:
     torch.set_num_threads(1)  # such small networks are slower with more
 
     def benchmark(seed: int) -> CLScenario:
-        return SplitDigits(
-            5,
-            seed=seed,
-            return_task_id=options.scenario == "task",
-            class_ids_from_zero_in_each_exp=options.scenario != "class",
-        )
+        return SplitDigits(5, seed=seed, **split_arguments(options.scenario))
 
     options = with_strengths(options, EWC_LAMBDA, PRIOR_EWC_LAMBDA)
     compare("split-digits", benchmark, options)

@@ -14,7 +14,7 @@ from avalanche.benchmarks import CLScenario, SplitMNIST
 
 from experiments.compare import compare
 from experiments.mnist import require_mnist
-from experiments.options import Options, Scenario, with_strengths
+from experiments.options import Options, Scenario, split_arguments, with_strengths
 
 # Chosen on held-out training data (--validate) in the task scenario with seed 0: for EWC of 1000,
 # 10^4, 10^5 and 10^6, for PriorEWC of 10, 100, 1000 and 10^4 with variances of 1, 100 and 10^4.
@@ -39,9 +39,8 @@ def main(options: SplitMNISTOptions) -> None:
         return SplitMNIST(
             5,
             seed=seed,
-            return_task_id=options.scenario == "task",
-            class_ids_from_zero_in_each_exp=options.scenario != "class",
             dataset_root=options.dataset_root,
+            **split_arguments(options.scenario),
         )
 
     compare("split-mnist", benchmark, with_strengths(options, EWC_LAMBDA, PRIOR_EWC_LAMBDA))
