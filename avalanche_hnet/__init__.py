@@ -2,21 +2,44 @@
 
 from avalanche_hnet.core.fisher import diagonal_fisher
 from avalanche_hnet.core.fisher_rules import register_fisher_rule
+from avalanche_hnet.core.hypernetworks import ChunkedHyperNetwork, HyperNetwork
 from avalanche_hnet.core.likelihoods import Categorical, Gaussian, Likelihood
+from avalanche_hnet.core.lookahead import fresh_optimizer, optimizer_step, sgd_step
 from avalanche_hnet.core.posterior import GaussianPosterior
+from avalanche_hnet.core.regularizers import (
+    EWC,
+    FixedTarget,
+    Jacobian,
+    Regularizer,
+    ValuePreserving,
+)
 from avalanche_hnet.models.active import HasActiveElements, active_elements
 from avalanche_hnet.models.block_heads import BlockMultiHeadClassifier
+from avalanche_hnet.models.hyper_model import HyperModel
 from avalanche_hnet.plugins.prior_ewc import PriorEWCPlugin
+from avalanche_hnet.strategies.hypernet import HypernetTemplate
 
 __all__ = [
+    "EWC",
     "BlockMultiHeadClassifier",
     "Categorical",
+    "ChunkedHyperNetwork",
+    "FixedTarget",
     "Gaussian",
     "GaussianPosterior",
     "HasActiveElements",
+    "HyperModel",
+    "HyperNetwork",
+    "HypernetTemplate",
+    "Jacobian",
     "Likelihood",
     "PriorEWCPlugin",
+    "Regularizer",
+    "ValuePreserving",
     "active_elements",
     "diagonal_fisher",
+    "fresh_optimizer",
+    "optimizer_step",
     "register_fisher_rule",
+    "sgd_step",
 ]

@@ -1,1 +1,5 @@
 """What the plugins publish to Avalanche's loggers."""
+
+from avalanche_hnet.metrics.mse import mse_metrics
+
+__all__ = ["mse_metrics"]

@@ -11,6 +11,8 @@ from avalanche.models import MultiTaskModule
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
+from avalanche_hnet.models.units import tasks_and_classes
+
 
 class BlockMultiHeadClassifier(MultiTaskModule):
     """One linear output layer that holds one block of units per task.
@@ -55,7 +57,7 @@ class BlockMultiHeadClassifier(MultiTaskModule):
         if not self.training:
             return
         present = set(zip(self.unit_tasks.tolist(), self.unit_classes.tolist(), strict=True))
-        new = sorted(_tasks_and_classes(experience) - present)
+        new = sorted(tasks_and_classes(experience) - present)
         if new:
             tasks, classes = torch.tensor(new).to(self.unit_tasks).T
             old = self.classifier
@@ -116,13 +118,3 @@ def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
     layer.weight, layer.bias = nn.Parameter(weight.detach()), nn.Parameter(bias.detach())
     layer.out_features = len(bias)
     return layer
-
-
-def _tasks_and_classes(experience: CLExperience) -> set[tuple[int, int]]:
-    labels = experience.task_labels
-    if len(labels) == 1:
-        return {(int(labels[0]), int(c)) for c in experience.classes_in_this_experience}
-    dataset = experience.dataset
-    return {
-        (int(t), int(c)) for t, c in zip(dataset.targets_task_labels, dataset.targets, strict=True)
-    }

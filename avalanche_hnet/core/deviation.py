@@ -1,0 +1,162 @@
+"""How far generated weights are from others, and the sum of squares at the price of one task.
+
+The output layer of a hypernetwork is linear, so the difference between two sets of weights is, for
+task j and chunk k,
+
+    d_jk = X v_jk,    X = [ΔA, Δb, A],    v_jk = [z_jk; 1; Δz_jk],
+
+with the output layer's weight A (C × r) and bias b, its inputs z_jk, and their changes. Therefore
+
+    Σ_jk ‖d_jk‖² = tr(XᵀX S),    S = Σ_jk v_jk v_jkᵀ,
+
+whose cost hardly depends on the number of tasks: X, with its C rows, enters two products of size
+C (2r+1)², one for the value and one for the gradient 2 X S.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+SHARED, UNUSED = -1, -2
+
+
+class Deviation(NamedTuple):
+    """d_jk = X v_jk for T tasks and K chunks of C weights.
+
+    Attributes:
+        matrix: X (C, 2r + 1).
+        vectors: v (T, K, 2r + 1).
+    """
+
+    matrix: Tensor
+    vectors: Tensor
+
+    @classmethod
+    def between(
+        cls,
+        weight: Tensor,
+        weight_change: Tensor,
+        bias_change: Tensor,
+        hidden: Tensor,
+        hidden_change: Tensor,
+    ) -> Deviation:
+        """From A (C, r), ΔA (C, r), Δb (C,), z (T, K, r) and Δz (T, K, r)."""
+        return cls(
+            torch.cat([weight_change, bias_change[:, None], weight], dim=1),
+            torch.cat([F.pad(hidden, (0, 1), value=1.0), hidden_change], dim=-1),
+        )
+
+    def weights(self, n_weights: int) -> Tensor:
+        """All deviations themselves, (T, W): the direct form."""
+        return F.linear(self.vectors, self.matrix).flatten(1)[:, :n_weights]
+
+    def sum_of_squares(self, rows: RowClasses, tasks: Tensor) -> Tensor:
+        """Σ_jk ‖d_jk‖² over the weights that count for each task: the quadratic form.
+
+        Can be differentiated once.
+
+        Args:
+            rows: which rows of X count for which task and chunk.
+            tasks: the T tasks' numbers.
+        """
+        value: Tensor = _SumOfSquares.apply(self.matrix, self.vectors.flatten(0, 1), rows, tasks)
+        return value
+
+
+class RowClasses:
+    """The rows of the output layer, grouped by the tasks and chunks for which they count.
+
+    Row i of the output layer generates weight k C + i in chunk k. A weight counts for all tasks,
+    for one (weights of its own output units) or for none (units of no task, and what lies beyond
+    the last weight). Rows that agree in this for all chunks are one class: all products together
+    cost as much as those over the whole layer, however many classes there are.
+
+    Args:
+        owners: (W,), the task for which each weight counts, or ``SHARED`` or ``UNUSED``.
+        chunk_size: C.
+    """
+
+    def __init__(self, owners: Tensor, chunk_size: int) -> None:
+        padding = -len(owners) % chunk_size
+        by_row = F.pad(owners, (0, padding), value=UNUSED).view(-1, chunk_size)  # (K, C)
+        if len(by_row) == 1:  # much faster than along a dimension
+            kinds, class_of_row = by_row[0].unique(return_inverse=True)
+            kinds = kinds[None]
+        else:
+            kinds, class_of_row = by_row.unique(dim=1, return_inverse=True)
+        # In order of appearance, so that contiguous classes need no reordering of rows.
+        first_row = torch.full((kinds.shape[1],), chunk_size, device=owners.device)
+        every_row = torch.arange(chunk_size, device=owners.device)
+        rank = first_row.scatter_reduce(0, class_of_row, every_row, "amin").argsort()
+        class_of_row = rank.argsort()[class_of_row]
+        self._owners = kinds[:, rank]  # (K, classes)
+        contiguous = bool((class_of_row[1:] >= class_of_row[:-1]).all())
+        self._order = None if contiguous else class_of_row.argsort(stable=True)
+        self._sizes: list[int] = class_of_row.bincount().tolist()
+        self._count_for_all: list[bool] = (self._owners == SHARED).all(0).tolist()
+
+    def in_order(self, matrix: Tensor) -> Tensor:
+        """The matrix (C, …) with the rows of each class next to each other."""
+        return matrix if self._order is None else matrix[self._order]
+
+    def restored(self, matrix: Tensor) -> Tensor:
+        """The inverse of :meth:`in_order`."""
+        return (
+            matrix
+            if self._order is None
+            else torch.empty_like(matrix).index_copy_(0, self._order, matrix)
+        )
+
+    def classes(self, matrix: Tensor) -> Iterator[Tensor]:
+        """Views of the rows (c, …) of each class of a matrix in order."""
+        return iter(matrix.split(self._sizes))
+
+    def counted(self, vectors: Tensor, tasks: Tensor) -> Iterator[Tensor]:
+        """For each class, ``vectors`` (T K, …) with zeros where the class does not count."""
+        for index, count_for_all in enumerate(self._count_for_all):
+            if count_for_all:
+                yield vectors
+            else:
+                yield vectors * counts_for(self._owners[:, index], tasks).view(-1, 1)
+
+
+def counts_for(owners: Tensor, tasks: Tensor) -> Tensor:
+    """Whether weights with ``owners`` (N,) count for each of ``tasks`` (T,): booleans (T, N)."""
+    return (owners == SHARED) | (owners == tasks[:, None])
+
+
+class _SumOfSquares(torch.autograd.Function):
+    """tr(XᵀX S) summed over the classes of rows."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, matrix: Tensor, vectors: Tensor, rows: RowClasses, tasks: Tensor
+    ) -> Tensor:
+        ordered = rows.in_order(matrix)
+        value = vectors.new_zeros(())
+        vectors_gradient = torch.zeros_like(vectors)
+        moments = []
+        for part, counted in zip(rows.classes(ordered), rows.counted(vectors, tasks), strict=True):
+            gram, moment = part.T @ part, counted.T @ vectors
+            value += (gram * moment).sum()
+            vectors_gradient += counted @ gram
+            moments.append(moment)
+        ctx.save_for_backward(ordered, vectors_gradient, *moments)
+        ctx.rows = rows
+        return value
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
+        ordered, vectors_gradient, *moments = ctx.saved_tensors
+        gradient = torch.empty_like(ordered)
+        parts = zip(ctx.rows.classes(ordered), ctx.rows.classes(gradient), moments, strict=True)
+        for part, part_gradient, moment in parts:
+            torch.mm(part, 2 * grad_output * moment, out=part_gradient)
+        return ctx.rows.restored(gradient), 2 * grad_output * vectors_gradient, None, None

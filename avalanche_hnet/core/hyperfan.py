@@ -1,0 +1,90 @@
+"""Initial values of a hypernetwork that give the main network weights of the right scale."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from avalanche_hnet.core.weight_layout import WeightLayout
+
+_NORMALISATION = (
+    nn.modules.batchnorm._BatchNorm,
+    nn.GroupNorm,
+    nn.LayerNorm,
+    nn.modules.instancenorm._InstanceNorm,
+)
+_WEIGHTED = (nn.Linear, nn.modules.conv._ConvNd)
+
+
+def wanted_statistics(target: nn.Module, layout: WeightLayout) -> tuple[Tensor, Tensor]:
+    """Mean and variance (W,) that the weights of a main network should start with.
+
+    Hyperfan-in for ReLU networks (Chang et al. 2020, *Principled Weight Initialization for
+    Hypernetworks*, section 4): variance 2 / fan-in for the weights of linear and convolutional
+    layers, halved where there is a bias, which takes the other half: a variance of 1. Weights of
+    normalisations are 1 and their biases 0 without variance; every other parameter keeps the mean
+    and variance of its values in ``target``.
+    """
+    owners = {
+        f"{prefix}.{name}".lstrip("."): (module, name)
+        for prefix, module in target.named_modules()
+        for name, _ in module.named_parameters(recurse=False)
+    }
+    parameters = dict(target.named_parameters())
+    means, variances = [], []
+    for full_name, shape in layout.shapes.items():
+        module, name = owners[full_name]
+        own = parameters[full_name].detach()
+        if isinstance(module, _NORMALISATION):
+            mean, variance = float(name == "weight"), 0.0
+        elif isinstance(module, _WEIGHTED) and name == "weight":
+            halves = 1 if module.bias is None else 2
+            mean, variance = 0.0, 2 / (halves * shape[1:].numel())
+        elif isinstance(module, _WEIGHTED) and name == "bias":
+            mean, variance = 0.0, 1.0
+        else:
+            mean, variance = own.mean().item(), own.var(unbiased=False).item()
+        means.append(torch.full((shape.numel(),), mean).to(own))
+        variances.append(torch.full((shape.numel(),), variance).to(own))
+    return torch.cat(means), torch.cat(variances)
+
+
+@torch.no_grad()
+def initialise(
+    trunk: nn.Sequential, output: nn.Linear, input_variance: float, variance: Tensor
+) -> None:
+    """Set hidden layers and output layer so that what is generated has ``variance``.
+
+    Hidden layers get weights such that every pre-activation has variance 1, whatever the
+    activation; unit i of the output layer then gets weights of variance
+
+        variance_i / (r E[z²]),
+
+    r the number of last hidden units and E[z²] their second moment. Biases are zero.
+
+    Args:
+        trunk: hidden linear layers, each followed by its activation.
+        output: maps r last hidden units to C weights.
+        input_variance: of the trunk's inputs, which have mean zero.
+        variance: (C,).
+    """
+    second_moment = input_variance
+    for module in trunk:
+        if isinstance(module, nn.Linear):
+            _uniform(module.weight, torch.tensor(1 / (module.in_features * second_moment)))
+            nn.init.zeros_(module.bias)
+        elif not isinstance(module, nn.Dropout):
+            second_moment = _second_moment(module)
+    _uniform(output.weight, variance[:, None] / (output.in_features * second_moment))
+    nn.init.zeros_(output.bias)
+
+
+def _second_moment(activation: nn.Module) -> float:
+    """E[activation(ξ)²] for ξ ~ N(0, 1), from quantiles."""
+    probabilities = (torch.arange(10_000, dtype=torch.float64) + 0.5) / 10_000
+    return activation(torch.special.ndtri(probabilities)).square().mean().item()
+
+
+def _uniform(tensor: Tensor, variance: Tensor) -> None:
+    """Uniform around zero with ``variance``, which broadcasts to the tensor."""
+    tensor.uniform_(-1, 1).mul_((3 * variance).sqrt().to(tensor))

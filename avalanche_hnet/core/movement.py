@@ -1,0 +1,42 @@
+"""How far generated weights have moved since their task was learned."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from avalanche_hnet.core.hypernetworks import HyperNetwork
+from avalanche_hnet.core.undisturbed import evaluating
+
+# Of larger networks so many weights, drawn at random, stand for all: memory stays small.
+_MAX_WEIGHTS = 2**14
+
+
+class WeightMovement:
+    """Relative distances ‖h(e_j, θ) − h_j‖ / ‖h_j‖, h_j the weights when task j was learned."""
+
+    def __init__(self) -> None:
+        self._learned: dict[int, Tensor] = {}
+
+    def remember(self, hypernetwork: HyperNetwork, tasks: tuple[int, ...]) -> None:
+        """These tasks have been learned just now."""
+        for task in tasks:
+            self._learned[task] = self._weights(hypernetwork, task)
+
+    def distances(self, hypernetwork: HyperNetwork) -> dict[int, float]:
+        """The distance of each task that was learned."""
+        return {
+            task: float((self._weights(hypernetwork, task) - learned).norm() / learned.norm())
+            for task, learned in self._learned.items()
+        }
+
+    @staticmethod
+    @torch.no_grad()
+    def _weights(hypernetwork: HyperNetwork, task: int) -> Tensor:
+        with evaluating(hypernetwork):
+            weights = hypernetwork(task)[0]
+        if len(weights) <= _MAX_WEIGHTS:
+            return weights
+        generator = torch.Generator().manual_seed(0)
+        chosen = torch.randint(len(weights), (_MAX_WEIGHTS,), generator=generator)
+        return weights[chosen.to(weights.device)]

@@ -1,0 +1,149 @@
+"""What all regularisers of hypernetworks have in common."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+from torch import Tensor
+
+from avalanche_hnet.core.checks import not_negative
+from avalanche_hnet.core.hypernetworks import HyperNetwork
+from avalanche_hnet.core.lookahead import Lookahead
+
+
+class Penalty(NamedTuple):
+    """A regulariser's value and gradients, all multiplied by its strength β.
+
+    Attributes:
+        value: a scalar without graph.
+        gradients: with respect to the parameters, by name, the change Δ held constant.
+        change_gradients: with respect to Δ, by name; empty unless asked for.
+    """
+
+    value: Tensor
+    gradients: dict[str, Tensor]
+    change_gradients: dict[str, Tensor]
+
+
+class FisherSource(Protocol):
+    """Computes Fisher values on the samples of an experience that has been trained on."""
+
+    n_samples: int
+
+    def of_shared_parameters(self, max_samples: int | None) -> Mapping[str, Tensor]:
+        """Mean squared gradients of θ, by name, from at most ``max_samples`` samples."""
+
+    def of_weights(self, task: int, max_samples: int | None) -> Tensor:
+        """Mean squared gradients (W,) of the weights generated for a task of the experience."""
+
+
+@dataclass(frozen=True)
+class Experience:
+    """What a regulariser must know of the experience that is about to be trained on.
+
+    Attributes:
+        protected: numbers of the tasks that were learned and are not in the experience.
+        n_samples: number of samples of the experience.
+        owners: (W,), for each weight the task for which it counts, ``SHARED`` or ``UNUSED``; None
+            if the tasks' output units are not told apart.
+    """
+
+    protected: tuple[int, ...]
+    n_samples: int
+    owners: Tensor | None = None
+
+
+class Regularizer(ABC):
+    """A penalty on changes of a hypernetwork, of strength ``beta``.
+
+    A strategy calls :meth:`before_experience`, then in each iteration :meth:`penalty`, then
+    :meth:`after_experience`. State is kept for one hypernetwork only.
+
+    Attributes:
+        beta: strength β; 0 turns the regulariser off.
+        lookahead: the Δ that :meth:`penalty` expects: the step that the optimizer is about to
+            take (``"optimizer"``), a step along the negative gradient (``"sgd"``), or None.
+        differentiable_lookahead: whether the gradient flows through Δ.
+        train_previous_embeddings: whether embeddings of protected tasks are trained, too.
+        mask_heads: whether only the weights of a task's own output units are protected.
+        needs_fisher: whether :meth:`after_experience` computes Fisher values.
+
+    Raises:
+        ValueError: if ``beta`` is negative or not finite.
+    """
+
+    lookahead: Lookahead | None = None
+    differentiable_lookahead: bool = False
+    train_previous_embeddings: bool = False
+    mask_heads: bool = False
+    needs_fisher: bool = False
+
+    def __init__(self, beta: float) -> None:
+        not_negative(beta=beta)
+        self.beta = float(beta)
+        self._hypernetwork: HyperNetwork | None = None
+
+    def before_experience(self, hypernetwork: HyperNetwork, experience: Experience) -> None:
+        """Remember the hypernetwork as it is now.
+
+        Raises:
+            ValueError: if this regulariser has been used with another hypernetwork.
+        """
+        self.require(hypernetwork)
+        self._hypernetwork = hypernetwork
+
+    def require(self, hypernetwork: HyperNetwork) -> None:
+        """Check that this regulariser belongs to ``hypernetwork`` or to none yet.
+
+        Raises:
+            ValueError: if this regulariser has been used with another hypernetwork.
+        """
+        if self._hypernetwork is not None and self._hypernetwork is not hypernetwork:
+            raise ValueError(
+                f"this {type(self).__name__} regulariser belongs to another hypernetwork; make a "
+                "new one for each"
+            )
+
+    @property
+    @abstractmethod
+    def is_active(self) -> bool:
+        """Whether there is anything to penalise in this experience."""
+
+    @abstractmethod
+    def penalty(
+        self,
+        parameters: Mapping[str, Tensor],
+        change: Mapping[str, Tensor] | None = None,
+        *,
+        through_change: bool = False,
+    ) -> Penalty:
+        """The penalty at ``parameters`` and its gradient.
+
+        Args:
+            parameters: those of the hypernetwork that are trained, by name: θ, and the embeddings
+                of protected tasks if they are.
+            change: Δ, the change that they are about to make, by name; what is missing is zero.
+            through_change: compute the gradient with respect to Δ, too.
+        """
+
+    def after_experience(self, source: FisherSource, tasks: tuple[int, ...]) -> None:  # noqa: B027
+        """Take in an experience of ``tasks`` that has been trained on."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What is carried from one experience to the next, in tensors."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Become the regulariser of :meth:`state_dict`, before the next experience.
+
+        Raises:
+            ValueError: if ``state`` was made by another kind of regulariser.
+        """
+        if state.keys() != self.state_dict().keys():
+            raise ValueError(
+                f"state must have the keys {sorted(self.state_dict())} of "
+                f"{type(self).__name__}.state_dict(), got {sorted(state)}"
+            )

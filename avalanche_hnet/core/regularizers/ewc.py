@@ -1,0 +1,134 @@
+"""Elastic weight consolidation of the hypernetwork's own weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from avalanche_hnet.core.checks import at_least
+from avalanche_hnet.core.hypernetworks import HyperNetwork
+from avalanche_hnet.core.posterior import GaussianPosterior
+from avalanche_hnet.core.quadratic import Quadratic
+from avalanche_hnet.core.regularizers.base import Experience, FisherSource, Penalty, Regularizer
+
+
+class EWC(Regularizer):
+    """1/N [prior + β/2 Σ_i Λ_i (θ_i − θ*_i)²], with the posterior of :class:`GaussianPosterior`.
+
+    The baseline of von Oswald et al. 2020 (arXiv 1906.00695): nothing looks at what is generated.
+    N is the number of samples of the experience, and the prior N(0, σ²) enters in the first one.
+    Not online (Kirkpatrick et al. 2017), every experience t keeps a penalty of its own,
+    1/N [1/(2σ²) Σ_i θ_i² + β/2 Σ_t Σ_i N_t F_ti (θ_i − θ*_ti)²], so memory grows with their number.
+
+    Args:
+        beta: strength β; 1 is the Bayesian update.
+        gamma: γ in [0, 1], how much of the precision from data is kept at each experience.
+        online: keep one posterior rather than one penalty per experience.
+        n_fisher: number of samples for the Fisher, drawn at random; all by default.
+        prior_variance: σ².
+
+    Attributes:
+        posterior: the :class:`GaussianPosterior`, if online.
+
+    Raises:
+        TypeError, ValueError: if an argument is out of its range or contradicts another.
+    """
+
+    needs_fisher = True
+
+    def __init__(
+        self,
+        beta: float = 1.0,
+        *,
+        gamma: float = 1.0,
+        online: bool = True,
+        n_fisher: int | None = None,
+        prior_variance: float = 1.0,
+    ) -> None:
+        super().__init__(beta)
+        if not 0 <= gamma <= 1:
+            raise ValueError(f"gamma must lie in [0, 1], got {gamma}")
+        if gamma != 1 and not online:
+            raise ValueError(f"gamma={gamma} needs online=True: nothing decays otherwise")
+        if n_fisher is not None:
+            at_least(1, n_fisher=n_fisher)
+        self.gamma = gamma
+        self.online = online
+        self.n_fisher = n_fisher
+        self.posterior = GaussianPosterior(prior_variance)
+        self._experiences: list[dict[str, dict[str, Tensor]]] = []  # weights and centres
+
+    def before_experience(self, hypernetwork: HyperNetwork, experience: Experience) -> None:
+        """Remember how many samples the experience has."""
+        super().before_experience(hypernetwork, experience)
+        self._n_samples = experience.n_samples
+        parameters = hypernetwork.shared_parameters()
+        self.posterior.align(parameters)
+        everything = {n: torch.ones_like(p, dtype=torch.bool) for n, p in parameters.items()}
+        # Where there is a penalty per experience the prior is in none of them.
+        self._prior = self.posterior.prior_term(everything)
+        self._earlier = (
+            [self.posterior.ewc_term()]
+            if self.online
+            else [Quadratic(term["weights"], term["centres"]) for term in self._experiences]
+        )
+
+    @property
+    def is_active(self) -> bool:
+        """Whether the strength is positive: before the first task there is the prior."""
+        return self.beta > 0
+
+    def penalty(
+        self,
+        parameters: Mapping[str, Tensor],
+        change: Mapping[str, Tensor] | None = None,
+        *,
+        through_change: bool = False,
+    ) -> Penalty:
+        """The penalty at ``parameters`` and its gradient; ``change`` does not enter."""
+        own = {n: p.detach().requires_grad_() for n, p in parameters.items()}
+        with torch.enable_grad():
+            value = self._prior(own) + self.beta * sum(term(own) for term in self._earlier)
+            value = value / self._n_samples
+            gradients = torch.autograd.grad(value, [*own.values()], allow_unused=True)
+        found = zip(own.items(), gradients, strict=True)
+        return Penalty(
+            value.detach(),
+            {n: torch.zeros_like(p) if g is None else g for (n, p), g in found},
+            {},
+        )
+
+    def after_experience(self, source: FisherSource, tasks: tuple[int, ...]) -> None:
+        """Compute the Fisher of θ and take it in."""
+        assert self._hypernetwork is not None
+        parameters = self._hypernetwork.shared_parameters()
+        fisher = source.of_shared_parameters(self.n_fisher)
+        if self.online:
+            everything = {n: torch.ones_like(p, dtype=torch.bool) for n, p in parameters.items()}
+            self.posterior.update(parameters, fisher, source.n_samples, everything, self.gamma)
+            return
+        self._experiences.append(
+            {
+                "weights": {n: source.n_samples * f for n, f in fisher.items()},
+                "centres": {n: p.detach().clone() for n, p in parameters.items()},
+            }
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """The posterior, or all penalties."""
+        return {
+            "posterior": self.posterior.state_dict(),
+            "experiences": [{k: dict(v) for k, v in term.items()} for term in self._experiences],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Become the regulariser of :meth:`state_dict`."""
+        super().load_state_dict(state)
+        self.posterior.load_state_dict(state["posterior"])
+        self._experiences = [
+            {k: {n: t.clone() for n, t in v.items()} for k, v in term.items()}
+            for term in state["experiences"]
+        ]

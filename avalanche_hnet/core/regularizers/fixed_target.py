@@ -1,0 +1,91 @@
+"""Keep the generated weights where they were before the experience."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from avalanche_hnet.core.checks import one_of
+from avalanche_hnet.core.deviation import Deviation
+from avalanche_hnet.core.hypernetworks import Factors, HyperNetwork
+from avalanche_hnet.core.lookahead import Lookahead
+from avalanche_hnet.core.regularizers.base import Experience
+from avalanche_hnet.core.regularizers.output import OutputRegularizer, difference, moved_by
+from avalanche_hnet.core.undisturbed import evaluating
+
+Targets = Literal["recomputed", "stored"]
+
+
+class FixedTarget(OutputRegularizer):
+    """Deviations d_j = h(e_j, θ + Δθ) − h(e_j*, θ*), θ* and e* as they were before the experience.
+
+    von Oswald et al. 2020 (arXiv 1906.00695), equation 2.
+
+    Args:
+        beta: strength β.
+        lookahead: Δθ is the step that the optimizer is about to take, an SGD step, or None.
+        train_previous_embeddings: train the embeddings e_j of earlier tasks, too: they are moved
+            by θ's optimizer, and Δ covers them.
+        targets: ``"recomputed"`` from θ* in each step, or ``"stored"``: T × W numbers, always in
+            the direct form.
+        **options: the other arguments of :class:`OutputRegularizer`.
+
+    Raises:
+        TypeError, ValueError: if an argument is out of its range or contradicts another.
+    """
+
+    def __init__(
+        self,
+        beta: float = 0.01,
+        *,
+        lookahead: Lookahead | None = "optimizer",
+        train_previous_embeddings: bool = False,
+        targets: Targets = "recomputed",
+        **options: Any,
+    ) -> None:
+        one_of(Targets, targets=targets)
+        super().__init__(beta, lookahead=lookahead, **options)
+        if targets == "stored" and self.form == "quadratic":
+            raise ValueError(
+                "targets='stored' does not go with form='quadratic', which needs none; leave one "
+                "of them at its default"
+            )
+        self.train_previous_embeddings = train_previous_embeddings
+        self.targets: Targets = targets
+
+    def before_experience(self, hypernetwork: HyperNetwork, experience: Experience) -> None:
+        """Remember θ*, or the targets themselves."""
+        super().before_experience(hypernetwork, experience)
+        self._stored: dict[int, Tensor] = {}
+        if not self.is_active:
+            return
+        with evaluating(hypernetwork), torch.no_grad():
+            if self.targets == "stored":
+                self._stored = {task: hypernetwork(task)[0] for task in experience.protected}
+            else:  # of the trunk at θ* it is enough to know its outputs
+                before = hypernetwork.factors(experience.protected)
+                self._before = Factors(*(tensor.clone() for tensor in before))
+
+    @property
+    def _is_quadratic(self) -> bool:
+        return self.targets == "recomputed" and super()._is_quadratic
+
+    def _deviation(
+        self, tasks: list[int], parameters: Mapping[str, Tensor], change: Mapping[str, Tensor]
+    ) -> Deviation:
+        hypernetwork = self._required_hypernetwork()
+        rows = [self._protected.index(task) for task in tasks]
+        before = self._before._replace(hidden=self._before.hidden[rows])
+        return difference(hypernetwork.factors(tasks, moved_by(parameters, change)), before)
+
+    def _deviating_weights(
+        self, tasks: list[int], parameters: Mapping[str, Tensor], change: Mapping[str, Tensor]
+    ) -> Tensor:
+        if self.targets == "recomputed":
+            return super()._deviating_weights(tasks, parameters, change)
+        hypernetwork = self._required_hypernetwork()
+        new = hypernetwork.product(hypernetwork.factors(tasks, moved_by(parameters, change)))
+        return new - torch.stack([self._stored[task] for task in tasks])

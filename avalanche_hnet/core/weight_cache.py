@@ -1,0 +1,51 @@
+"""Generated weights, kept as long as nothing that they depend on has changed."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from avalanche_hnet.core.hypernetworks import HyperNetwork
+from avalanche_hnet.core.snapshot import is_unchanged, snapshot
+
+# At most so many weights are kept, of the tasks that were used last (256 MiB of float32).
+_BUDGET = 2**26
+
+
+class WeightCache:
+    """Weights that a hypernetwork in evaluation mode generates without gradients.
+
+    The values of all its parameters and buffers are compared with those at the time of generation,
+    so that no way of changing them goes unnoticed. That costs one pass over the hypernetwork.
+    """
+
+    def __init__(self) -> None:
+        self._before: dict[str, Tensor] = {}
+        self._weights: OrderedDict[int, Tensor] = OrderedDict()
+
+    @torch.no_grad()
+    def get(self, hypernetwork: HyperNetwork, tasks: list[int]) -> Tensor:
+        """Weights (T, W) of T tasks, not to be changed in place."""
+        if not is_unchanged(hypernetwork, self._before):
+            self.clear()
+            self._before = snapshot(hypernetwork)
+        missing = [task for task in tasks if task not in self._weights]
+        if missing:
+            self._weights.update(zip(missing, hypernetwork(missing), strict=True))
+        for task in tasks:
+            self._weights.move_to_end(task)
+        found = [self._weights[task] for task in tasks]
+        while len(self._weights) > 1 and len(self._weights) * len(found[0]) > _BUDGET:
+            self._weights.popitem(last=False)
+        return found[0][None] if len(found) == 1 else torch.stack(found)
+
+    def clear(self) -> None:
+        """Keep nothing."""
+        self._before = {}
+        self._weights.clear()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return WeightCache().__dict__

@@ -1,0 +1,397 @@
+"""A main network whose weights a hypernetwork generates, as a model for Avalanche."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from avalanche.benchmarks import CLExperience
+from avalanche.models import DynamicModule, MultiTaskModule
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from avalanche_hnet.core.checks import one_of
+from avalanche_hnet.core.deviation import SHARED, UNUSED
+from avalanche_hnet.core.hypernetworks import HyperNetwork
+from avalanche_hnet.core.undisturbed import evaluating
+from avalanche_hnet.core.weight_cache import WeightCache
+from avalanche_hnet.models.units import tasks_and_classes
+
+Remaining = Literal["shared", "per_task", "frozen", "frozen_after_first"]
+
+
+class HyperModel(MultiTaskModule):
+    """``target`` with the weights that ``hypernetwork`` generates for each sample's task.
+
+    Works like any multi-task model of Avalanche: ``model(x, task_labels)``, and embeddings are
+    added when a strategy adapts it to an experience with a new task label, in training or in
+    evaluation. The target itself is copied and may be any module of fixed size; the copy keeps no
+    weights of its own where they are generated. In evaluation mode and without gradients, weights
+    are generated once per task and kept until anything that they depend on changes.
+
+    Buffers of the target, such as running statistics of batch normalisation, are kept for each
+    task; a task starts with those of ``target``.
+
+    Args:
+        target: the main network.
+        hypernetwork: made for this target. It may generate a part of the parameters only.
+        remaining: what happens to parameters that require grad and are not generated: ``"shared"``,
+            trained by all tasks; ``"per_task"``, each task trains a copy of its own; ``"frozen"``;
+            or ``"frozen_after_first"``, trained in the first experience only (Hemati et al. 2023,
+            arXiv 2306.10724).
+        multi_head: by default, each task generates a head of its own, and the model's outputs are
+            the target's. With ``multi_head``, the target has one wide output layer, of which each
+            pair of task and class (in regression: component of the target) takes a unit when it is
+            first trained on. The outputs (B, C) have a column for each class label up to the
+            highest so far, and ``mask_value`` in those that the sample's task does not have.
+        output_layer: name of the target's output layer, for ``multi_head``; by default its last
+            linear layer.
+        mask_value: see ``multi_head``.
+
+    Raises:
+        TypeError, ValueError: if the hypernetwork does not fit the target, the target grows with
+            the experiences, or has no output layer of the given name.
+    """
+
+    max_class_label: int
+    known_train_tasks_labels: set[int]
+
+    def __init__(
+        self,
+        target: nn.Module,
+        hypernetwork: HyperNetwork,
+        *,
+        remaining: Remaining = "shared",
+        multi_head: bool = False,
+        output_layer: str | None = None,
+        mask_value: float = -1000.0,
+    ) -> None:
+        one_of(Remaining, remaining=remaining)
+        _require_fit(target, hypernetwork)
+        if output_layer is not None and not multi_head:
+            raise ValueError(f"output_layer={output_layer!r} needs multi_head=True")
+        super().__init__()
+        self.remaining: Remaining = remaining
+        self.multi_head = multi_head
+        self.mask_value = mask_value
+        self.hypernetwork = hypernetwork
+        if multi_head:
+            self._output_layer = _find_output_layer(target, output_layer)
+            self.n_units = len(target.get_parameter(f"{self._output_layer}.weight".lstrip(".")))
+        self._aliases = _aliases(target)
+        self.target = copy.deepcopy(target)
+        _strip(self.target, hypernetwork.layout.shapes)
+        not_generated = dict(self.target.named_parameters())
+        trained_per_task = {n for n, p in not_generated.items() if p.requires_grad}
+        self._trained_per_task = trained_per_task if remaining == "per_task" else set()
+        self._shared = [n for n in not_generated if n not in self._trained_per_task]
+        if remaining in ("per_task", "frozen"):
+            self.target.requires_grad_(False)
+        self._recurrent = [
+            n for n, module in target.named_modules() if isinstance(module, nn.RNNBase)
+        ]
+        self._has_state = bool(self._trained_per_task) or any(True for _ in target.buffers())
+        self.networks = nn.ModuleDict()  # buffers and parameters of each task, by task number
+        self._tasks: dict[int, int] = {}  # task number by label
+        self._trained: set[int] = set()  # labels
+        self._units: list[tuple[int, int]] = []  # task and class label of each unit taken
+        self._cache = WeightCache()
+
+    @property
+    def task_labels(self) -> tuple[int, ...]:
+        """Labels of the tasks, in the order of their numbers in the hypernetwork."""
+        return tuple(self._tasks)
+
+    @property
+    def trained_task_labels(self) -> tuple[int, ...]:
+        """Labels of the tasks that have been, or are being, trained on."""
+        return tuple(label for label in self._tasks if label in self._trained)
+
+    def task_number(self, label: int) -> int:
+        """The number that the task with this label has in the hypernetwork.
+
+        Raises:
+            ValueError: if it is not known.
+        """
+        if label not in self._tasks:
+            raise ValueError(
+                f"task label {label} is unknown; the model was adapted to experiences with the "
+                f"labels {list(self._tasks)}"
+            )
+        return self._tasks[label]
+
+    def task_parameters(self, label: int) -> dict[str, nn.Parameter]:
+        """The parameters that belong to one task, by name."""
+        number = self.task_number(label)
+        own = {f"hypernetwork.{n}": p for n, p in self.hypernetwork.task_parameters(number).items()}
+        if str(number) in self.networks:
+            network = self.networks[str(number)]
+            own |= {f"networks.{number}.{n}": p for n, p in network.named_parameters()}
+        return own
+
+    def adaptation(self, experience: CLExperience) -> None:
+        """Take in the experience's tasks; in training, its classes, too.
+
+        Raises:
+            ValueError: if the target has not enough output units left.
+        """
+        labels = [int(label) for label in experience.task_labels]
+        if self.multi_head:
+            self._take_units(experience)
+        classes = getattr(experience, "classes_in_this_experience", None)
+        if classes:
+            self.max_class_label = max(self.max_class_label, int(max(classes)) + 1)
+        if self.training and self.remaining == "frozen_after_first" and self._trained - {*labels}:
+            self.target.requires_grad_(False)
+        for label in labels:
+            self._add_task(label)
+        if self.training:
+            self._trained.update(labels)
+            self.known_train_tasks_labels = self.known_train_tasks_labels | {*labels}
+
+    def forward(self, x: Tensor, task_labels: Tensor | int | None) -> Any:
+        """Outputs (B, …) for ``x`` (B, …) and task labels (B,), or one label for all.
+
+        Without labels (None): outputs by task label, for all tasks that were trained on.
+
+        Raises:
+            ValueError: if a task label is unknown.
+        """
+        if task_labels is None:
+            return self.forward_all_tasks(x)
+        if isinstance(task_labels, int):
+            return self.forward_single_task(x, task_labels)
+        labels = task_labels.unique().tolist()
+        if len(labels) == 1:
+            return self.forward_single_task(x, int(labels[0]))
+        if not labels:
+            raise ValueError("x must have at least one sample, got none")
+        weights = self._weights(labels)
+        chosen = [(task_labels == label).nonzero()[:, 0] for label in labels]
+        outputs = [
+            self._run(x[index], label, flat)
+            for index, label, flat in zip(chosen, labels, weights, strict=True)
+        ]
+        return torch.cat(outputs)[torch.cat(chosen).argsort()]
+
+    def forward_single_task(self, x: Tensor, task_label: int) -> Tensor:
+        """Outputs (B, …) for ``x`` (B, …), all of one task."""
+        return self._run(x, task_label, self._weights([task_label])[0])
+
+    def main_network(self, task_label: int) -> nn.Module:
+        """A copy of the main network with the weights of one task, which stands alone.
+
+        Its outputs are those of the model for this task, in the same mode.
+        """
+        number = self.task_number(task_label)
+        network = copy.deepcopy(self._network(number))
+        with evaluating(self.hypernetwork), torch.no_grad():
+            generated = self.hypernetwork.layout.views(self.hypernetwork(number)[0])
+        own = {n: nn.Parameter(p.clone()) for n, p in generated.items()}
+        for name, parameter in self._shared_parameters().items():
+            own[name] = nn.Parameter(parameter.detach().clone(), parameter.requires_grad)
+        for alias, name in self._aliases.items():
+            if name in own:
+                prefix, _, last = alias.rpartition(".")
+                setattr(network.get_submodule(prefix), last, own[name])
+        if not self.multi_head:
+            return network
+        return nn.Sequential(network, _Units(*self._units_of(task_label), self.mask_value))
+
+    def weight_owners(self) -> Tensor | None:
+        """For each generated weight (W,) the number of the task whose output unit it belongs to.
+
+        ``SHARED`` for weights of other layers, ``UNUSED`` for units that no task has taken. None
+        without ``multi_head``.
+        """
+        if not self.multi_head:
+            return None
+        of_units = torch.full((self.n_units,), UNUSED)
+        for unit, (label, _) in enumerate(self._units):
+            of_units[unit] = self._tasks[label]
+        prefix = f"{self._output_layer}." if self._output_layer else ""
+        owners = {}
+        for name, shape in self.hypernetwork.layout.shapes.items():
+            owners[name] = torch.full(shape, SHARED)
+            if name in (f"{prefix}weight", f"{prefix}bias"):
+                owners[name] = of_units.view(-1, *[1] * (len(shape) - 1)).expand(shape)
+        return self.hypernetwork.layout.flatten(owners)
+
+    def active_elements(self, experience: CLExperience) -> dict[str, Tensor]:
+        """All elements but those of other tasks, for :class:`PriorEWCPlugin`."""
+        labels = {int(label) for label in experience.task_labels}
+        return {
+            name: torch.tensor(False)
+            for label in self._tasks
+            if label not in labels
+            for name in self.task_parameters(label)
+        }
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """Task labels, and which task and class has which unit."""
+        return {
+            "tasks": list(self._tasks),
+            "trained": sorted(self._trained),
+            "units": [list(unit) for unit in self._units],
+            "max_class_label": self.max_class_label,
+        }
+
+    def set_extra_state(self, state: Mapping[str, Any]) -> None:
+        """Become a model with the tasks of :meth:`get_extra_state`."""
+        for label in state["tasks"]:
+            self._add_task(label)
+        self._trained = set(state["trained"])
+        self.known_train_tasks_labels = set(state["trained"])
+        self._units = [(label, class_) for label, class_ in state["units"]]
+        self.max_class_label = state["max_class_label"]
+
+    def _add_task(self, label: int) -> None:
+        if label in self._tasks:
+            return
+        number = len(self._tasks)
+        if number == self.hypernetwork.n_tasks:
+            self.hypernetwork.add_task()
+        if self._has_state:
+            network = copy.deepcopy(self.target)
+            _strip(network, {n for n, _ in self.target.named_parameters()} - self._trained_per_task)
+            network.requires_grad_(True)
+            self.networks[str(number)] = network.train(self.training)
+        self._tasks[label] = number
+
+    def _take_units(self, experience: CLExperience) -> None:
+        if not self.training:
+            return
+        new = sorted(tasks_and_classes(experience) - {*self._units})
+        if len(self._units) + len(new) > self.n_units:
+            raise ValueError(
+                f"the target's output layer {self._output_layer!r} has {self.n_units} units, of "
+                f"which {len(self._units)} are taken; the experience needs {len(new)} more"
+            )
+        self._units += new
+        self.max_class_label = max([self.max_class_label, *(class_ + 1 for _, class_ in new)])
+
+    def _network(self, number: int) -> nn.Module:
+        return self.networks[str(number)] if self._has_state else self.target
+
+    def _shared_parameters(self) -> dict[str, nn.Parameter]:
+        """Parameters of the target that are not generated and that all tasks share."""
+        return {name: self.target.get_parameter(name) for name in self._shared}
+
+    def _weights(self, labels: Sequence[int]) -> Tensor:
+        """Generated weights (T, W)."""
+        numbers = [self.task_number(label) for label in labels]
+        hypernetwork = self.hypernetwork
+        may_be_kept = not (
+            hypernetwork.training
+            or torch.is_grad_enabled()
+            or torch.is_autocast_enabled(hypernetwork.output.weight.device.type)
+        )
+        weights: Tensor = (
+            self._cache.get(hypernetwork, numbers) if may_be_kept else hypernetwork(numbers)
+        )
+        return weights
+
+    def _run(self, x: Tensor, label: int, flat: Tensor) -> Tensor:
+        network = self._network(self._tasks[label])
+        parameters = self._shared_parameters() | self.hypernetwork.layout.views(flat)
+        arguments = {
+            alias: parameters[name] for alias, name in self._aliases.items() if name in parameters
+        }
+        outputs: Tensor = functional_call(network, arguments, (x,), tie_weights=False)
+        _release_weights(network, self._recurrent)
+        if not self.multi_head:
+            return outputs
+        if outputs.shape[1] != self.n_units:
+            raise ValueError(
+                f"the target has {outputs.shape[1]} outputs, but its layer {self._output_layer!r} "
+                f"has {self.n_units} units; name the output layer with output_layer"
+            )
+        return _choose_units(outputs, *self._units_of(label), self.mask_value)
+
+    def _units_of(self, label: int) -> tuple[list[int], list[int], int]:
+        """Units and classes of a task, and the number of columns."""
+        units = [(unit, c) for unit, (task, c) in enumerate(self._units) if task == label]
+        return [u for u, _ in units], [c for _, c in units], self.max_class_label
+
+
+class _Units(nn.Module):
+    def __init__(
+        self, units: list[int], classes: list[int], n_columns: int, mask_value: float
+    ) -> None:
+        super().__init__()
+        self.arguments = (units, classes, n_columns, mask_value)
+
+    def forward(self, outputs: Tensor) -> Tensor:
+        return _choose_units(outputs, *self.arguments)
+
+
+def _choose_units(
+    outputs: Tensor, units: list[int], classes: list[int], n_columns: int, mask_value: float
+) -> Tensor:
+    """Columns (B, n_columns) by class of the task's own units in ``outputs`` (B, U)."""
+    if classes == list(range(n_columns)):
+        return outputs[:, units]
+    columns = [outputs.new_full(outputs.shape[:1], mask_value)] * n_columns
+    for unit, class_ in zip(units, classes, strict=True):
+        columns[class_] = outputs[:, unit]
+    return torch.stack(columns, dim=1)
+
+
+def _require_fit(target: nn.Module, hypernetwork: HyperNetwork) -> None:
+    if not isinstance(hypernetwork, HyperNetwork):
+        raise TypeError(f"hypernetwork must be a HyperNetwork, got {hypernetwork!r}")
+    shapes = {n: p.shape for n, p in target.named_parameters() if p.requires_grad}
+    for name, shape in hypernetwork.layout.shapes.items():
+        if shapes.get(name) != shape:
+            raise ValueError(
+                f"hypernetwork generates {name!r} of shape {tuple(shape)}, but the target has "
+                f"{'none' if name not in shapes else tuple(shapes[name])}; make the hypernetwork "
+                "for this target"
+            )
+    for name, module in target.named_modules():
+        if isinstance(module, DynamicModule):
+            raise ValueError(
+                f"target has a {type(module).__name__} ({name or 'itself'}), which grows with the "
+                "experiences; the weights that a hypernetwork generates are of fixed number. Use "
+                "a fixed output layer, with multi_head=True where the tasks are to share it"
+            )
+
+
+def _find_output_layer(target: nn.Module, name: str | None) -> str:
+    linear = [n for n, module in target.named_modules() if isinstance(module, nn.Linear)]
+    if name is None and not linear:
+        raise ValueError("target has no linear layer; name its output layer with output_layer")
+    if name is None:
+        return linear[-1]
+    if not isinstance(getattr(dict(target.named_modules()).get(name), "weight", None), Tensor):
+        raise ValueError(
+            f"output_layer={name!r} is no layer with weights of the target; its linear layers are "
+            f"{', '.join(linear)}"
+        )
+    return name
+
+
+def _aliases(target: nn.Module) -> dict[str, str]:
+    """All names of parameters, tied ones included, and the first name of each."""
+    first = {id(p): n for n, p in target.named_parameters()}
+    return {n: first[id(p)] for n, p in target.named_parameters(remove_duplicate=False)}
+
+
+def _strip(network: nn.Module, names: Any) -> None:
+    """Remove the parameters of these names, wherever they are used."""
+    tensors = {id(p) for n, p in network.named_parameters() if n in names}
+    for module in network.modules():
+        for name, parameter in module._parameters.items():
+            if id(parameter) in tensors:
+                module._parameters[name] = None
+    recurrent = [n for n, module in network.named_modules() if isinstance(module, nn.RNNBase)]
+    _release_weights(network, recurrent)
+
+
+def _release_weights(network: nn.Module, recurrent: list[str]) -> None:
+    """Make recurrent layers let go of the weights that they were last called with."""
+    for name in recurrent:
+        layer: Any = network.get_submodule(name)
+        layer._flat_weights = [None] * len(layer._flat_weights_names)

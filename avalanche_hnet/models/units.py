@@ -1,0 +1,24 @@
+"""Which output units an experience needs."""
+
+from __future__ import annotations
+
+import torch
+from avalanche.benchmarks import CLExperience
+
+
+def tasks_and_classes(experience: CLExperience) -> set[tuple[int, int]]:
+    """The pairs of task label and class label that the experience has samples of.
+
+    In regression, where there are no classes, the number of a target's component takes the
+    place of the class label.
+    """
+    labels = experience.task_labels
+    dataset = experience.dataset
+    target = torch.as_tensor(dataset[0][1])
+    if target.is_floating_point():
+        return {(int(t), d) for t in labels for d in range(target.numel())}
+    if len(labels) == 1:
+        return {(int(labels[0]), int(c)) for c in experience.classes_in_this_experience}
+    return {
+        (int(t), int(c)) for t, c in zip(dataset.targets_task_labels, dataset.targets, strict=True)
+    }

@@ -1,0 +1,64 @@
+"""Fisher values on the samples of an experience, for the regularisers of a hypernetwork."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from avalanche.training.templates import SupervisedTemplate
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from avalanche_hnet.core.fisher import diagonal_fisher
+from avalanche_hnet.core.likelihoods import Likelihood
+from avalanche_hnet.models.hyper_model import HyperModel
+
+
+class ExperienceFisher:
+    """The :class:`FisherSource` of the experience that a strategy has just trained on.
+
+    Samples have their evaluation transforms, and the model is in evaluation mode.
+    """
+
+    def __init__(
+        self, strategy: SupervisedTemplate, model: HyperModel, likelihood: Likelihood | None
+    ) -> None:
+        self._dataset = strategy.experience.dataset.eval()
+        self._batch_size = max(strategy.train_mb_size, strategy.eval_mb_size or 1)
+        self._model = model
+        self._likelihood = likelihood
+        self.n_samples = len(self._dataset)
+
+    def of_shared_parameters(self, max_samples: int | None) -> dict[str, Tensor]:
+        """Mean squared gradients of θ, by name, from at most ``max_samples`` samples."""
+        fisher = diagonal_fisher(
+            self._model, self._batches(), likelihood=self._likelihood, max_samples=max_samples
+        )
+        theta = self._model.hypernetwork.shared_parameters()
+        return {n: fisher[f"hypernetwork.{n}"] for n in theta if f"hypernetwork.{n}" in fisher}
+
+    def of_weights(self, task: int, max_samples: int | None) -> Tensor:
+        """Mean squared gradients (W,) of the weights generated for a task of the experience."""
+        label = self._model.task_labels[task]
+        own = ((x[t == label], y[t == label]) for x, y, t in self._batches())
+        fisher = diagonal_fisher(
+            self._model.main_network(label),
+            own,
+            likelihood=self._likelihood,
+            max_samples=max_samples,
+        )
+        # The main network of a model with several heads is followed by the choice of its units.
+        prefix = "0." if self._model.multi_head else ""
+        layout = self._model.hypernetwork.layout
+        return layout.flatten({name: fisher[f"{prefix}{name}"] for name in layout.shapes})
+
+    def _batches(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        loader = DataLoader(
+            self._dataset,
+            batch_size=self._batch_size,
+            collate_fn=getattr(self._dataset, "collate_fn", None),
+        )
+        device = self._model.hypernetwork.output.weight.device
+        for batch in loader:
+            x, y, labels = batch[0], batch[1], batch[-1]
+            yield x.to(device), y.to(device), torch.as_tensor(labels, device=device)

@@ -1,0 +1,419 @@
+"""Continual learning with hypernetworks, as a strategy for Avalanche."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from avalanche.models.dynamic_optimizers import update_optimizer
+from avalanche.training.templates import SupervisedTemplate
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from avalanche_hnet.core.checks import at_least
+from avalanche_hnet.core.likelihoods import Likelihood, resolve_likelihood
+from avalanche_hnet.core.lookahead import fresh_optimizer, optimizer_step, sgd_step
+from avalanche_hnet.core.movement import WeightMovement
+from avalanche_hnet.core.regularizers import Experience, Penalty, Regularizer
+from avalanche_hnet.metrics.publish import publish
+from avalanche_hnet.models.hyper_model import HyperModel
+from avalanche_hnet.strategies.experience_fisher import ExperienceFisher
+
+Step = dict[Tensor, Tensor]
+
+
+class HypernetTemplate(SupervisedTemplate):
+    """Trains a :class:`HyperModel` on one task after the other.
+
+    Each iteration (von Oswald et al. 2020, arXiv 1906.00695, algorithm 1):
+
+    1. the gradient of the task's loss, with respect to θ (all that tasks share) and to the
+       embeddings and other parameters of the experience's own tasks;
+    2. a step of the latter, which see the task's loss only. Those of earlier tasks are constant;
+    3. Δθ, the step that θ is about to make;
+    4. the gradient of the regulariser, which may look ahead to θ + Δθ;
+    5. a step of θ along the sum of both gradients.
+
+    Without a regulariser this is fine-tuning. What plugins add to the loss before the backward
+    pass belongs to the task's loss; in ``after_backward`` and ``before_update`` they find θ's full
+    gradient. A task that comes back is not regularised against itself.
+
+    Published to the evaluator under ``Hypernet/``, each ``log_every`` iterations: ``TaskLoss``,
+    ``Regularizer`` and their sum ``Loss``; the norms ``StepNorm`` of Δθ, ``GradientNorm`` of θ's
+    full gradient and ``RegularizerGradientNorm``, and ``RegularizerStepCosine`` between the
+    regulariser's gradient and Δθ (where there is one). After each experience, for each task
+    learned before or in it, ``WeightsMoved/Task000``: the distance of its generated weights from
+    what they were when it was learned, relative to their norm (of large networks, estimated from
+    16,384 weights).
+
+    Args:
+        model: the :class:`HyperModel`.
+        optimizer: of θ. Parameters of single tasks are taken out of it.
+        regularizer: protects earlier tasks; None does not.
+        embedding_optimizer: makes the optimizer of an experience's own embeddings from its
+            parameters. By default it is of θ's class and follows θ's learning rate. Each
+            experience gets a new one.
+        clip_grad_norm: largest norm of the gradient of the task's loss, and again of its sum with
+            the regulariser's.
+        train_from_scratch: start each experience from the initial weights.
+        likelihood: for Fisher values that the regulariser may need; by default read off the
+            criterion, as in :class:`PriorEWCPlugin`.
+        log_every: iterations between two published losses.
+        **options: the other arguments of Avalanche's ``SupervisedTemplate``.
+
+    Raises:
+        TypeError, ValueError: if an argument is out of its range or contradicts another. At the
+            start of an experience: if it is empty, or its targets do not fit the outputs.
+    """
+
+    optimized_param_id: dict[str, nn.Parameter] | None
+
+    def __init__(
+        self,
+        *,
+        model: HyperModel,
+        optimizer: Optimizer,
+        regularizer: Regularizer | None = None,
+        embedding_optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] | None = None,
+        clip_grad_norm: float | None = None,
+        train_from_scratch: bool = False,
+        likelihood: Likelihood | None = None,
+        log_every: int = 50,
+        **options: Any,
+    ) -> None:
+        _check(model, regularizer, clip_grad_norm, train_from_scratch, log_every)
+        if embedding_optimizer is None:
+            fresh_optimizer(optimizer, [nn.Parameter(torch.zeros(1))])  # or say what to do
+        super().__init__(model=model, optimizer=optimizer, **options)
+        if regularizer is not None:
+            regularizer.require(model.hypernetwork)
+        self.regularizer = regularizer
+        self.clip_grad_norm = clip_grad_norm
+        self.train_from_scratch = train_from_scratch
+        self.likelihood = likelihood
+        self.log_every = log_every
+        self._make_embedding_optimizer = embedding_optimizer
+        self._embedding_optimizer: Optimizer | None = None
+        self._fisher_likelihood: Likelihood | None = None
+        self._regularized: dict[str, nn.Parameter] = {}
+        self._previous_embeddings: list[nn.Parameter] = []
+        self._initial: dict[str, Tensor] = {}
+        self._movement = WeightMovement()
+        self._to_publish: dict[str, Tensor] = {}
+
+    def make_optimizer(self, reset_optimizer_state: bool = False, **kwargs: Any) -> None:
+        """Give θ's optimizer all that tasks share, and the experience's own parameters a new one.
+
+        Called by Avalanche before each experience.
+        """
+        own = self._own_parameters()
+        self.optimized_param_id = update_optimizer(
+            self.optimizer,
+            self._shared_parameters(),
+            self.optimized_param_id,
+            reset_state=reset_optimizer_state,
+            remove_params=True,
+        )
+        _complete_state(self.optimizer)
+        if own:
+            make = self._make_embedding_optimizer
+            self._embedding_optimizer = (
+                fresh_optimizer(self.optimizer, own) if make is None else make(own)
+            )
+
+    def criterion(self) -> Tensor:
+        """The loss, after a check of the targets at the start of an experience."""
+        if self.is_training and self.clock.train_exp_iterations == 0:
+            _check_targets(self.mb_output, self.mb_y)
+        loss: Tensor = super().criterion()
+        return loss
+
+    def backward(self) -> None:
+        """Gradients of the task's loss and, after a look ahead, of the regulariser."""
+        regularizer = self.regularizer
+        if regularizer is not None and not regularizer.is_active:
+            regularizer = None
+        lookahead = None if regularizer is None else regularizer.lookahead
+        differentiable = regularizer is not None and regularizer.differentiable_lookahead
+        gradients = self._task_gradients(differentiable)
+
+        logs = self.clock.train_exp_iterations % self.log_every == 0
+        step: Step = {}
+        if lookahead == "sgd":
+            step = sgd_step(self.optimizer, gradients, differentiable=differentiable)
+        elif logs or lookahead == "optimizer":
+            step = optimizer_step(self.optimizer, gradients, differentiable=differentiable)
+
+        penalty: Penalty | None = None
+        if regularizer is not None:
+            change = {n: step[p] for n, p in self._regularized.items() if p in step}
+            penalty = regularizer.penalty(
+                self._regularized,
+                None if lookahead is None else change,
+                through_change=differentiable,
+            )
+            self._add_gradients(penalty, change)
+            _clip(self._regularized.values(), self.clip_grad_norm)
+        if logs:
+            self._to_publish = self._statistics(step, penalty)
+
+    def optimizer_step(self) -> None:
+        """A step of the experience's own parameters, and one of θ."""
+        own = self._embedding_optimizer
+        assert own is not None
+        if self._make_embedding_optimizer is None:
+            for group in own.param_groups:
+                group["lr"] = self.optimizer.param_groups[0]["lr"]
+        own.step()
+        super().optimizer_step()
+        for parameter in self._of_tasks:
+            parameter.grad = None
+
+    def _before_training_exp(self, **kwargs: Any) -> None:
+        if len(self.experience.dataset) == 0:
+            raise ValueError(
+                f"experience {self.experience.current_experience} is empty; HypernetTemplate needs "
+                "at least one sample"
+            )
+        if self.regularizer is not None and self.regularizer.needs_fisher:
+            self._fisher_likelihood = resolve_likelihood(self.likelihood, self._criterion)
+        super()._before_training_exp(**kwargs)
+
+    def check_model_and_optimizer(self, reset_optimizer_state: bool = False, **kwargs: Any) -> None:
+        """Adapt model and optimizers to the experience, and tell the regulariser of it."""
+        super().check_model_and_optimizer(reset_optimizer_state, **kwargs)
+        if self.train_from_scratch:
+            self._start_from_scratch()
+        shared = self._shared_parameters()
+        self._of_tasks = [p for n, p in self.model.named_parameters() if n not in shared]
+        if self.regularizer is None:
+            return
+        prefix = "hypernetwork."
+        self._regularized = {
+            name.removeprefix(prefix): parameter
+            for name, parameter in shared.items()
+            if name.startswith(prefix) and parameter.requires_grad
+        }
+        theta = self.model.hypernetwork.shared_parameters()
+        self._previous_embeddings = [p for n, p in self._regularized.items() if n not in theta]
+        model, labels = self.model, {int(label) for label in self.experience.task_labels}
+        earlier = [label for label in model.trained_task_labels if label not in labels]
+        self.regularizer.before_experience(
+            model.hypernetwork,
+            Experience(
+                protected=tuple(model.task_number(label) for label in earlier),
+                n_samples=len(self.experience.dataset),
+                owners=model.weight_owners(),
+            ),
+        )
+
+    def _after_training_iteration(self, **kwargs: Any) -> None:
+        for name, value in self._to_publish.items():
+            publish(self, self, f"Hypernet/{name}", value.item())
+        self._to_publish = {}
+        super()._after_training_iteration(**kwargs)
+
+    def _after_training_exp(self, **kwargs: Any) -> None:
+        model = self.model
+        tasks = tuple(model.task_number(int(label)) for label in self.experience.task_labels)
+        if self.regularizer is not None:
+            source = ExperienceFisher(self, model, self._fisher_likelihood)
+            self.regularizer.after_experience(source, tasks)
+        self._movement.remember(model.hypernetwork, tasks)
+        for task, distance in self._movement.distances(model.hypernetwork).items():
+            name = f"Hypernet/WeightsMoved/Task{model.task_labels[task]:03}"
+            publish(self, self, name, distance)
+        super()._after_training_exp(**kwargs)
+
+    def _own_parameters(self) -> list[nn.Parameter]:
+        """Embeddings and other parameters of the experience's own tasks."""
+        known = self.model.task_labels
+        labels = [int(label) for label in self.experience.task_labels]
+        return [
+            parameter
+            for label in labels
+            if label in known
+            for parameter in self.model.task_parameters(label).values()
+        ]
+
+    def _shared_parameters(self) -> dict[str, nn.Parameter]:
+        """What θ's optimizer trains, by name: all but the parameters of single tasks.
+
+        Embeddings of earlier tasks belong to it if the regulariser trains them.
+        """
+        model = self.model
+        current = {int(label) for label in self.experience.task_labels}
+        of_tasks = set()
+        for label in model.task_labels:
+            own = set(model.task_parameters(label))
+            if label not in current and label in model.trained_task_labels:
+                own = {n for n in own if not self._trains_previous(n)}
+            of_tasks |= own
+        return {n: p for n, p in model.named_parameters() if n not in of_tasks}
+
+    def _trains_previous(self, name: str) -> bool:
+        regularizer = self.regularizer
+        return (
+            regularizer is not None
+            and regularizer.train_previous_embeddings
+            and name.startswith("hypernetwork.")
+        )
+
+    def _theta(self) -> list[nn.Parameter]:
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
+
+    def _task_gradients(self, differentiable: bool) -> Step | None:
+        """Set the gradients of the task's loss; return them with their graph if differentiable."""
+        gradients: Step | None = None
+        if differentiable:
+            parameters = [p for p in self.model.parameters() if p.requires_grad]
+            found = torch.autograd.grad(
+                self.loss.sum(), parameters, create_graph=True, allow_unused=True
+            )
+            for parameter, gradient in zip(parameters, found, strict=True):
+                parameter.grad = None if gradient is None else gradient.detach().clone()
+            theta = set(self._theta())
+            gradients = {
+                p: g for p, g in zip(parameters, found, strict=True) if g is not None and p in theta
+            }
+        else:
+            self.loss.backward()
+        for parameter in self._previous_embeddings:
+            # They have no gradient yet, but the optimizer remembers others and will move them.
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+                if gradients is not None:
+                    gradients[parameter] = parameter.grad
+        factor = _clip(self.model.parameters(), self.clip_grad_norm)
+        if gradients is None or factor == 1:
+            return gradients
+        return {parameter: factor * gradient for parameter, gradient in gradients.items()}
+
+    def _add_gradients(self, penalty: Penalty, change: Mapping[str, Tensor]) -> None:
+        """Add the regulariser's gradient to θ's, its way through Δθ included."""
+        gradients = dict(penalty.gradients)
+        if penalty.change_gradients:
+            names = [n for n in penalty.change_gradients if change[n].requires_grad]
+            through = torch.autograd.grad(
+                [change[n] for n in names],
+                [*self._regularized.values()],
+                [penalty.change_gradients[n] for n in names],
+                allow_unused=True,
+            )
+            for name, gradient in zip(self._regularized, through, strict=True):
+                if gradient is not None:
+                    gradients[name] = gradients[name] + gradient
+        for name, gradient in gradients.items():
+            parameter = self._regularized[name]
+            if parameter.grad is None:
+                parameter.grad = gradient
+            else:
+                parameter.grad += gradient
+
+    def _start_from_scratch(self) -> None:
+        """Put what tasks share back to what it was before the first experience."""
+        shared = self._shared_parameters()
+        if not self._initial:
+            self._initial = {n: p.detach().clone() for n, p in shared.items()}
+        with torch.no_grad():
+            for name, initial in self._initial.items():
+                shared[name].copy_(initial)
+
+    def _statistics(self, step: Step, penalty: Penalty | None) -> dict[str, Tensor]:
+        """What is published of an iteration, before θ's step."""
+        loss = self.loss.detach().sum()
+        values = {
+            "TaskLoss": loss,
+            "Regularizer": torch.zeros_like(loss),
+            "Loss": loss,
+            "StepNorm": _norm(step.values()),
+            "GradientNorm": _norm(p.grad for p in self._theta() if p.grad is not None),
+        }
+        if penalty is not None:
+            gradients = {self._regularized[n]: g for n, g in penalty.gradients.items()}
+            product = sum((g * step[p]).sum() for p, g in gradients.items() if p in step)
+            norm = _norm(gradients.values())
+            own_step = _norm(d for p, d in step.items() if p in gradients)
+            values |= {
+                "Regularizer": penalty.value,
+                "Loss": loss + penalty.value,
+                "RegularizerGradientNorm": norm,
+            }
+            if norm > 0 and own_step > 0:
+                values["RegularizerStepCosine"] = product / (norm * own_step)
+        return values
+
+
+def _check(
+    model: HyperModel,
+    regularizer: Regularizer | None,
+    clip_grad_norm: float | None,
+    train_from_scratch: bool,
+    log_every: int,
+) -> None:
+    if not isinstance(model, HyperModel):
+        raise TypeError(f"model must be a HyperModel, got {type(model).__name__}")
+    if regularizer is not None and not isinstance(regularizer, Regularizer):
+        raise TypeError(
+            "regularizer must be a Regularizer, such as FixedTarget(), or None, got "
+            f"{regularizer!r}"
+        )
+    if clip_grad_norm is not None and not 0 < clip_grad_norm < float("inf"):
+        raise ValueError(f"clip_grad_norm must be positive and finite, got {clip_grad_norm}")
+    at_least(1, log_every=log_every)
+    if regularizer is None:
+        return
+    regularizer.require(model.hypernetwork)
+    if train_from_scratch:
+        raise ValueError(
+            "train_from_scratch=True does not go with a regularizer, which would protect weights "
+            "that are thrown away; leave regularizer at None"
+        )
+    if regularizer.mask_heads and not model.multi_head:
+        raise ValueError(
+            "mask_heads=True of the regularizer needs a model with multi_head=True: otherwise "
+            "each task generates its own head"
+        )
+
+
+def _check_targets(outputs: Tensor, targets: Tensor) -> None:
+    if targets.is_floating_point():
+        if targets.shape != outputs.shape:
+            raise ValueError(
+                f"targets have the shape {tuple(targets.shape)}, but the outputs "
+                f"{tuple(outputs.shape)}; they must be the same"
+            )
+    elif outputs.dim() > 1 and not 0 <= int(targets.min()) <= int(targets.max()) < outputs.shape[1]:
+        raise ValueError(
+            f"targets are class labels from {int(targets.min())} to {int(targets.max())}, but the "
+            f"model has {outputs.shape[1]} outputs; give the target more, or count the classes of "
+            "each experience from zero (class_ids_from_zero_in_each_exp=True)"
+        )
+
+
+def _complete_state(optimizer: Optimizer) -> None:
+    """Give parameters without state what the optimizer's constructor gives, as Adagrad's does."""
+    for group in optimizer.param_groups:
+        without = [p for p in group["params"] if not optimizer.state.get(p)]
+        if not without:
+            continue
+        try:
+            initial = fresh_optimizer(optimizer, without).state
+        except ValueError:  # a class of its own kind, which then has to do with an empty state
+            continue
+        optimizer.state.update(initial)
+
+
+def _clip(parameters: Iterable[nn.Parameter], max_norm: float | None) -> float:
+    """Scale gradients down to ``max_norm``; return the factor."""
+    if max_norm is None:
+        return 1.0
+    norm = float(nn.utils.clip_grad_norm_([p for p in parameters if p.grad is not None], max_norm))
+    return min(1.0, max_norm / (norm + 1e-6))
+
+
+def _norm(tensors: Iterable[Tensor]) -> Tensor:
+    """Euclidean norm of all tensors together."""
+    norms = [t.detach().norm() for t in tensors]
+    return torch.stack(norms).norm() if norms else torch.zeros(())
