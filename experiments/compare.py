@@ -11,6 +11,7 @@ from pathlib import Path
 from avalanche.benchmarks import CLScenario
 from avalanche.training.determinism.rng_manager import RNGManager
 from rich.console import Console
+from torch import nn
 from tqdm import tqdm
 
 from experiments.figures import draw_matrices
@@ -42,12 +43,12 @@ def compare(
     folder = options.output / f"{name}-{options.scenario}-{datetime.now():%Y%m%d-%H%M%S}"
     folder.mkdir(parents=True)
     results = []
-    with tqdm(total=options.seeds * len(options.methods), disable=None) as progress:
+    with tqdm(total=options.seeds * len(options.chosen_methods), disable=None) as progress:
         for seed in range(options.seeds):
             benchmark = in_memory(
                 make_benchmark(seed), validate=options.validate, new_classes=new_classes
             )
-            for method in options.methods:
+            for method in options.chosen_methods:
                 progress.set_description(f"{method}, seed {seed}")
                 log_folder = folder / "tensorboard" / method / f"seed{seed}"
                 results.append(train(method, benchmark, options, seed, log_folder))
@@ -73,7 +74,12 @@ def train(
     stream = benchmark.train_stream
     x, *_ = stream[0].dataset[0]
     n_classes = 1 + max(c for e in stream for c in e.classes_in_this_experience)
-    model = mlp(options.scenario, x.numel(), options.hidden, n_classes)
+    if method == "hypernet":
+        n_outputs = n_classes * (len(stream) if options.hypernet.multi_head else 1)
+        target = mlp("domain", x.numel(), options.hidden, n_outputs)
+        model: nn.Module = options.hypernet.make_model(target)
+    else:
+        model = mlp(options.scenario, x.numel(), options.hidden, n_classes)
     strategy = make_strategy(method, model, options, len(stream), log_folder)
     matrix = []
     for experiences in [stream] if method == "joint" else stream:

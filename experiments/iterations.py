@@ -7,6 +7,7 @@ from typing import Any
 
 from avalanche.training.plugins import SupervisedPlugin
 from avalanche.training.templates import SupervisedTemplate
+from tqdm import tqdm
 
 
 class IterationsPlugin(SupervisedPlugin):
@@ -24,3 +25,15 @@ class IterationsPlugin(SupervisedPlugin):
         """Stop once there were enough."""
         if strategy.clock.train_exp_iterations + 1 >= self.iterations:
             strategy.stop_training()
+
+
+class ProgressPlugin(SupervisedPlugin):
+    """Moves a progress bar with every training iteration."""
+
+    def __init__(self, bar: tqdm[Any]) -> None:
+        super().__init__()
+        self.bar = bar
+
+    def after_training_iteration(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
+        """One more."""
+        self.bar.update()

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 from math import cos, pi
 from pathlib import Path
+from typing import Any
 
 import torch
 from avalanche.evaluation.metrics import accuracy_metrics, forgetting_metrics, loss_metrics
 from avalanche.logging import TensorboardLogger
 from avalanche.training import JointTraining, Naive
-from avalanche.training.plugins import EvaluationPlugin, EWCPlugin, LRSchedulerPlugin
+from avalanche.training.plugins import (
+    EvaluationPlugin,
+    EWCPlugin,
+    LRSchedulerPlugin,
+    SupervisedPlugin,
+)
 from avalanche.training.templates import SupervisedTemplate
 from torch import nn
 
-from avalanche_hnet import PriorEWCPlugin
+from avalanche_hnet import HyperModel, PriorEWCPlugin
 from experiments.iterations import IterationsPlugin
 from experiments.options import Method, Options
+from experiments.tensor_batches import TensorBatchesPlugin
 
 
 def make_strategy(
@@ -28,14 +35,35 @@ def make_strategy(
     assert options.ewc_lambda is not None
     assert options.prior_ewc_lambda is not None
     iterations = options.iterations * (n_experiences if method == "joint" else 1)
-    optimizer = torch.optim.Adam(model.parameters(), options.learning_rate)
+    rate = options.learning_rate
+    if method == "hypernet" and options.hypernet.learning_rate is not None:
+        rate = options.hypernet.learning_rate
+    optimizer = torch.optim.Adam(model.parameters(), rate)
     half_cosine = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: (1 + cos(pi * min(step / iterations, 1))) / 2
     )
-    plugins = [
+    plugins: list[SupervisedPlugin] = [
         IterationsPlugin(iterations),
         LRSchedulerPlugin(half_cosine, step_granularity="iteration"),
     ]
+    common: dict[str, Any] = {
+        "model": model,
+        "optimizer": optimizer,
+        "criterion": nn.CrossEntropyLoss(),
+        "train_mb_size": options.batch_size,
+        "eval_mb_size": 500,
+        "device": options.device,
+        "plugins": plugins,
+        "evaluator": EvaluationPlugin(
+            accuracy_metrics(epoch=True, experience=True, stream=True),
+            loss_metrics(epoch=True, experience=True),
+            forgetting_metrics(experience=True),
+            loggers=[TensorboardLogger(log_folder)],
+        ),
+    }
+    if isinstance(model, HyperModel):
+        plugins.insert(0, TensorBatchesPlugin())
+        return options.hypernet.make_strategy(**common)
     if method == "ewc":
         plugins.append(EWCPlugin(options.ewc_lambda, mode="online", decay_factor=1.0))
     elif method == "prior-ewc":
@@ -45,18 +73,4 @@ def make_strategy(
             )
         )
     strategy = JointTraining if method == "joint" else Naive
-    return strategy(
-        model=model,
-        optimizer=optimizer,
-        criterion=nn.CrossEntropyLoss(),
-        train_mb_size=options.batch_size,
-        eval_mb_size=500,
-        device=options.device,
-        plugins=plugins,
-        evaluator=EvaluationPlugin(
-            accuracy_metrics(epoch=True, experience=True, stream=True),
-            loss_metrics(epoch=True, experience=True),
-            forgetting_metrics(experience=True),
-            loggers=[TensorboardLogger(log_folder)],
-        ),
-    )
+    return strategy(**common)

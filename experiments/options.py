@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
 
+from experiments.hypernet import HypernetOptions
+
 Scenario = Literal["task", "domain", "class"]
-Method = Literal["naive", "ewc", "prior-ewc", "joint"]
+Method = Literal["naive", "ewc", "prior-ewc", "hypernet", "joint"]
 OptionsT = TypeVar("OptionsT", bound="Options")
 
 
@@ -21,9 +23,9 @@ class Options:
     scenario: Scenario = "task"
     """What is told and asked: task (the task label is given, one head per task), domain (no task
     label, the same labels in every experience) or class (no task label, classes add up)."""
-    methods: tuple[Method, ...] = ("naive", "ewc", "prior-ewc", "joint")
-    """Methods to compare: no protection, Avalanche's online EWC, PriorEWCPlugin, and training on
-    all experiences at once."""
+    methods: tuple[Method, ...] | None = None
+    """Methods to compare: no protection, Avalanche's online EWC, PriorEWCPlugin, a hypernetwork
+    (in the task scenario), and training on all experiences at once. Default: all."""
     seeds: int = 3
     """Number of repetitions, with the seeds 0, 1, ... for weights, data order and permutations."""
     hidden: tuple[int, ...] = (100, 100)
@@ -43,6 +45,8 @@ class Options:
     """Variance of the prior of PriorEWC."""
     n_fisher: int | None = None
     """Samples for the Fisher of PriorEWC. Default: all."""
+    hypernet: HypernetOptions = field(default_factory=HypernetOptions)
+    """Settings of the hypernetwork."""
     validate: bool = False
     """Hold a tenth of the training data out and report on that instead of the test data."""
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
@@ -63,12 +67,25 @@ class Options:
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
         if any(width < 1 for width in self.hidden):
             raise ValueError(f"hidden must be widths of at least 1, got {self.hidden}")
-        if not self.methods or len(set(self.methods)) < len(self.methods):
-            raise ValueError(f"methods must name at least one, each once, got {self.methods}")
+        methods = self.chosen_methods
+        if not methods or len(set(methods)) < len(methods):
+            raise ValueError(f"methods must name at least one, each once, got {methods}")
+        if "hypernet" in methods and self.scenario != "task":
+            raise ValueError(
+                "methods may name 'hypernet' with scenario 'task' only, which tells the "
+                f"hypernetwork the task, got scenario {self.scenario!r}"
+            )
         try:
             torch.zeros(1, device=self.device)
         except (RuntimeError, AssertionError) as error:
             raise ValueError(f"device {self.device!r} cannot be used: {error}") from None
+
+    @property
+    def chosen_methods(self) -> tuple[Method, ...]:
+        """The methods, those of the scenario if none were given."""
+        if self.methods is not None:
+            return self.methods
+        return tuple(m for m in get_args(Method) if self.scenario == "task" or m != "hypernet")
 
 
 def split_arguments(scenario: Scenario) -> dict[str, Any]:

@@ -33,7 +33,7 @@ class WeightMovement:
     @staticmethod
     @torch.no_grad()
     def _weights(hypernetwork: HyperNetwork, task: int) -> Tensor:
-        with evaluating(hypernetwork):
+        with evaluating(hypernetwork.modules()):
             weights = hypernetwork(task)[0]
         if len(weights) <= _MAX_WEIGHTS:
             return weights

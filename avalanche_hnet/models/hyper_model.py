@@ -187,7 +187,7 @@ class HyperModel(MultiTaskModule):
         """
         number = self.task_number(task_label)
         network = copy.deepcopy(self._network(number))
-        with evaluating(self.hypernetwork), torch.no_grad():
+        with evaluating(self.hypernetwork.modules()), torch.no_grad():
             generated = self.hypernetwork.layout.views(self.hypernetwork(number)[0])
         own = {n: nn.Parameter(p.clone()) for n, p in generated.items()}
         for name, parameter in self._shared_parameters().items():

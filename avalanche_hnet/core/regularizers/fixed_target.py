@@ -12,7 +12,7 @@ from avalanche_hnet.core.checks import one_of
 from avalanche_hnet.core.deviation import Deviation
 from avalanche_hnet.core.hypernetworks import Factors, HyperNetwork
 from avalanche_hnet.core.lookahead import Lookahead
-from avalanche_hnet.core.regularizers.base import Experience
+from avalanche_hnet.core.regularizers.base import Experience, Penalty
 from avalanche_hnet.core.regularizers.output import OutputRegularizer, difference, moved_by
 from avalanche_hnet.core.undisturbed import evaluating
 
@@ -62,12 +62,30 @@ class FixedTarget(OutputRegularizer):
         self._stored: dict[int, Tensor] = {}
         if not self.is_active:
             return
-        with evaluating(hypernetwork), torch.no_grad():
+        with evaluating(hypernetwork.modules()), torch.no_grad():
             if self.targets == "stored":
                 self._stored = {task: hypernetwork(task)[0] for task in experience.protected}
             else:  # of the trunk at θ* it is enough to know its outputs
                 before = hypernetwork.factors(experience.protected)
                 self._before = Factors(*(tensor.clone() for tensor in before))
+
+    def penalty(
+        self,
+        parameters: Mapping[str, Tensor],
+        change: Mapping[str, Tensor] | None = None,
+        *,
+        through_change: bool = False,
+    ) -> Penalty:
+        """The penalty at ``parameters`` and its gradient, see :meth:`Regularizer.penalty`.
+
+        It is a function of θ + Δθ, so the gradients with respect to both are the same.
+        """
+        with torch.no_grad():
+            moved = moved_by(parameters, change or {})
+        found = super().penalty(moved)
+        if not through_change:
+            return found
+        return found._replace(change_gradients={n: found.gradients[n] for n in change or {}})
 
     @property
     def _is_quadratic(self) -> bool:
@@ -76,10 +94,8 @@ class FixedTarget(OutputRegularizer):
     def _deviation(
         self, tasks: list[int], parameters: Mapping[str, Tensor], change: Mapping[str, Tensor]
     ) -> Deviation:
-        hypernetwork = self._required_hypernetwork()
-        rows = [self._protected.index(task) for task in tasks]
-        before = self._before._replace(hidden=self._before.hidden[rows])
-        return difference(hypernetwork.factors(tasks, moved_by(parameters, change)), before)
+        before = self._before._replace(hidden=self._rows_of(tasks, self._before.hidden))
+        return difference(self._factors(tasks, parameters), before)
 
     def _deviating_weights(
         self, tasks: list[int], parameters: Mapping[str, Tensor], change: Mapping[str, Tensor]
@@ -87,5 +103,5 @@ class FixedTarget(OutputRegularizer):
         if self.targets == "recomputed":
             return super()._deviating_weights(tasks, parameters, change)
         hypernetwork = self._required_hypernetwork()
-        new = hypernetwork.product(hypernetwork.factors(tasks, moved_by(parameters, change)))
+        new = hypernetwork.product(self._factors(tasks, parameters))
         return new - torch.stack([self._stored[task] for task in tasks])

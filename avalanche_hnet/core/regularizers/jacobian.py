@@ -39,7 +39,6 @@ class Jacobian(OutputRegularizer):
     def _deviation(
         self, tasks: list[int], parameters: Mapping[str, Tensor], change: Mapping[str, Tensor]
     ) -> Deviation:
-        hypernetwork = self._required_hypernetwork()
         of_output = ("output.weight", "output.bias")
         weight_change, bias_change = (
             change.get(name, torch.zeros_like(parameters[name])) for name in of_output
@@ -48,7 +47,7 @@ class Jacobian(OutputRegularizer):
         below_change = {n: change.get(n, torch.zeros_like(p)) for n, p in below.items()}
 
         def hidden(below: dict[str, Tensor]) -> Tensor:
-            return hypernetwork.factors(tasks, below).hidden
+            return self._factors(tasks, below).hidden
 
         z, z_change = torch.func.jvp(hidden, (below,), (below_change,))  # type: ignore[misc]
         return Deviation.between(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from avalanche_hnet.core.checks import at_least, one_of
 from avalanche_hnet.core.deviation import SHARED, Deviation, RowClasses, counts_for
-from avalanche_hnet.core.hypernetworks import Factors, HyperNetwork
+from avalanche_hnet.core.hypernetworks import Embedded, Factors, HyperNetwork
 from avalanche_hnet.core.lookahead import Lookahead
 from avalanche_hnet.core.regularizers.base import Experience, FisherSource, Penalty, Regularizer
 from avalanche_hnet.core.undisturbed import evaluating
@@ -111,6 +111,13 @@ class OutputRegularizer(Regularizer):
         if owners is None:
             owners = torch.full((hypernetwork.layout.n_weights,), SHARED)
         self._owners = owners.to(weight.device)
+        self._numbers = torch.tensor(self._protected, device=weight.device)
+        self._trunk = list(hypernetwork.trunk.modules())
+        self._position = {task: index for index, task in enumerate(self._protected)}
+        self._embedded: Embedded | None = None  # constant, unless embeddings are trained
+        if self._protected and not self.train_previous_embeddings:
+            with torch.no_grad():
+                self._embedded = hypernetwork.embed(self._protected)
         self._rows = RowClasses(self._owners, hypernetwork.chunk_size)
 
     @property
@@ -126,7 +133,7 @@ class OutputRegularizer(Regularizer):
         through_change: bool = False,
     ) -> Penalty:
         """The penalty at ``parameters`` and its gradient, see :meth:`Regularizer.penalty`."""
-        hypernetwork = self._required_hypernetwork()
+        self._required_hypernetwork()
         own = {n: p.detach().requires_grad_() for n, p in parameters.items()}
         moved = {n: c.detach().requires_grad_(through_change) for n, c in (change or {}).items()}
         wanted = [*own.values(), *(moved.values() if through_change else ())]
@@ -134,7 +141,7 @@ class OutputRegularizer(Regularizer):
         value: Tensor | None = None
         total: list[Tensor | None] = [None] * len(wanted)
         # No dropout: what is protected are the weights that evaluation uses.
-        with evaluating(hypernetwork), torch.enable_grad():
+        with evaluating(self._trunk), torch.enable_grad():
             for group in self._groups(tasks):
                 part = self.beta / len(tasks) * self._sum_of_squares(group, own, moved)
                 gradients = torch.autograd.grad(part, wanted, allow_unused=True)
@@ -178,6 +185,24 @@ class OutputRegularizer(Regularizer):
         deviation = self._deviation(tasks, parameters, change)
         return deviation.weights(self._required_hypernetwork().layout.n_weights)
 
+    def _factors(self, tasks: list[int], parameters: Mapping[str, Tensor]) -> Factors:
+        """Factors of the weights of protected tasks at differentiable parameters."""
+        hypernetwork = self._required_hypernetwork()
+        if self._embedded is None:
+            return hypernetwork.factors(tasks, parameters)
+        of_tasks, of_chunks = self._embedded
+        embedded = Embedded(
+            self._rows_of(tasks, of_tasks),
+            None if of_chunks is None else self._rows_of(tasks, of_chunks),
+        )
+        return hypernetwork.factors_of(embedded, parameters)
+
+    def _rows_of(self, tasks: list[int], of_all: Tensor) -> Tensor:
+        """The rows of ``of_all`` (protected tasks, …) that belong to ``tasks``."""
+        if len(tasks) == len(of_all):
+            return of_all
+        return of_all[[self._position[task] for task in tasks]]
+
     @property
     def _is_quadratic(self) -> bool:
         if self.form != "auto" or self.needs_fisher:
@@ -189,7 +214,7 @@ class OutputRegularizer(Regularizer):
     def _sum_of_squares(
         self, tasks: list[int], parameters: Mapping[str, Tensor], change: Mapping[str, Tensor]
     ) -> Tensor:
-        numbers = torch.tensor(tasks, device=self._owners.device)
+        numbers = self._rows_of(tasks, self._numbers)
         if self._is_quadratic:
             return self._deviation(tasks, parameters, change).sum_of_squares(self._rows, numbers)
         squares = self._deviating_weights(tasks, parameters, change).square()

@@ -36,9 +36,8 @@ class ValuePreserving(OutputRegularizer):
     def _deviation(
         self, tasks: list[int], parameters: Mapping[str, Tensor], change: Mapping[str, Tensor]
     ) -> Deviation:
-        hypernetwork = self._required_hypernetwork()
-        new = hypernetwork.factors(tasks, moved_by(parameters, change))
-        return difference(new, hypernetwork.factors(tasks, parameters))
+        new = self._factors(tasks, moved_by(parameters, change))
+        return difference(new, self._factors(tasks, parameters))
 
 
 def require_lookahead(regularizer: OutputRegularizer, lookahead: Lookahead | None) -> None:
