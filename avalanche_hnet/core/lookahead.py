@@ -13,7 +13,6 @@ from torch.optim import Optimizer
 from torch.overrides import TorchFunctionMode
 
 Lookahead = Literal["optimizer", "sgd"]
-_IMPLEMENTATIONS = ("foreach", "fused", "capturable", "differentiable")
 _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 # PyTorch wraps each class's step in this, to call the hooks, those of all optimizers included.
 _CALLS_HOOKS = Optimizer.profile_hook_step(lambda self: None).__code__
@@ -60,7 +59,7 @@ def optimizer_step(
             return {p: new.detach() for p, new in zip(given, news, strict=True)}
 
         for group in twin.param_groups:
-            group.update({o: o == "differentiable" for o in _IMPLEMENTATIONS if o in group})
+            group.update(foreach=False, fused=False, capturable=False, differentiable=True)
         histories = [new.grad_fn for new in news]
         with _NoDetach():
             step(twin)
