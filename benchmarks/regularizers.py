@@ -138,7 +138,7 @@ def with_fisher(network: HyperNetwork, n_tasks: int) -> FixedTarget:
     """Fix-target with Fisher weights for each task."""
     regularizer = FixedTarget(fisher_weights=True)
     fisher = {str(task): torch.rand(network.layout.n_weights) for task in range(n_tasks)}
-    regularizer.load_state_dict({"fisher": fisher})
+    regularizer.load_state_dict({**regularizer.state_dict(), "fisher": fisher})
     return regularizer
 
 

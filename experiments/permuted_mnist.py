@@ -2,19 +2,20 @@
 
 All ten digits in every experience, each time under another permutation of the pixels, learned
 one after the other by an MLP: without protection, with Avalanche's own EWC, with PriorEWCPlugin,
-and all at once (joint, the upper bound). In the class scenario, each permutation's digits count
-as ten classes of their own.
+through a hypernetwork (in the task scenario), and all at once (joint, the upper bound). In the
+class scenario, each permutation's digits count as ten classes of their own.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import tyro
 from avalanche.benchmarks import CLScenario, PermutedMNIST
 
 from experiments.compare import compare
+from experiments.hypernet import HypernetOptions
 from experiments.mnist import require_mnist
 from experiments.options import Options, Scenario, with_strengths
 
@@ -40,6 +41,12 @@ class PermutedMNISTOptions(Options):
     """Training iterations per experience."""
     batch_size: int = 128
     """Samples per iteration."""
+    hypernet: HypernetOptions = field(
+        default_factory=lambda: HypernetOptions(
+            chunk_size=160_000, embedding_dim=96, chunk_embedding_dim=96, init="hyperfan"
+        )
+    )
+    """Settings of the hypernetwork."""
     prior_variance: float = 0.3
     """Variance of the prior of PriorEWC."""
     n_fisher: int | None = 10_000

@@ -1,18 +1,20 @@
 """Compare methods on Split MNIST.
 
 Five experiences of two digits each, learned one after the other by an MLP: without protection,
-with Avalanche's own EWC, with PriorEWCPlugin, and all at once (joint, the upper bound).
+with Avalanche's own EWC, with PriorEWCPlugin, through a hypernetwork, and all at once (joint, the
+upper bound).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import tyro
 from avalanche.benchmarks import CLScenario, SplitMNIST
 
 from experiments.compare import compare
+from experiments.hypernet import HypernetOptions
 from experiments.mnist import require_mnist
 from experiments.options import Options, Scenario, split_arguments, with_strengths
 
@@ -27,6 +29,15 @@ PRIOR_EWC_LAMBDA: dict[Scenario, float] = {"task": 100.0, "domain": 100.0, "clas
 class SplitMNISTOptions(Options):
     """Settings of the comparison on Split MNIST."""
 
+    hypernet: HypernetOptions = field(
+        default_factory=lambda: HypernetOptions(
+            chunk_size=42_000, embedding_dim=96, chunk_embedding_dim=96, init="hyperfan"
+        )
+    )
+    """Settings of the hypernetwork."""
+    shuffle_classes: bool = True
+    """Draw the pairs of digits with the seed, rather than 0 and 1, 2 and 3, ... as in most papers,
+    which are easier to tell apart."""
     dataset_root: Path | None = None
     """Folder that holds MNIST/raw, or where to download it. Default: Avalanche's."""
 
@@ -39,6 +50,7 @@ def main(options: SplitMNISTOptions) -> None:
         return SplitMNIST(
             5,
             seed=seed,
+            shuffle=options.shuffle_classes,
             dataset_root=options.dataset_root,
             **split_arguments(options.scenario),
         )

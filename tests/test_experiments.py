@@ -15,10 +15,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from avalanche_hnet.benchmarks import PermutedDigits, SplitDigits
 from experiments import permuted_mnist, split_digits, split_mnist
+from experiments.hypernet import HypernetOptions
 from experiments.in_memory import in_memory
 from experiments.options import Options, with_strengths
 from experiments.results import Result, by_method, mean_and_spread, summary_table
 from experiments.split_digits import SplitDigitsOptions
+from experiments.tensor_batches import TensorBatches
 
 
 @pytest.fixture(scope="module")
@@ -53,8 +55,8 @@ def test_csv_and_json_hold_the_same_accuracies(run_folder):
     with (run_folder / "results.csv").open() as file:
         rows = list(csv.DictReader(file))
     summary = json.loads((run_folder / "summary.json").read_text())
-    assert set(summary["methods"]) == {"naive", "ewc", "prior-ewc", "joint"}
-    assert len(rows) == 2 * (3 * 25 + 5)
+    assert set(summary["methods"]) == {"naive", "ewc", "prior-ewc", "hypernet", "joint"}
+    assert len(rows) == 2 * (4 * 25 + 5)
     for method, content in summary["methods"].items():
         averages = []
         for result in content["results"]:
@@ -86,7 +88,44 @@ def test_tensorboard_events_of_a_run(run_folder):
     assert {"PriorEWC/Loss", "PriorEWC/FisherMax"} <= set(tags["scalars"])
     assert "PriorEWC/LogPrecision" in tags["histograms"]
     assert any(t.startswith("Top1_Acc_Exp/eval_phase/test_stream/Task004") for t in tags["scalars"])
-    assert len(list((run_folder / "tensorboard").glob("*/seed*"))) == 8
+    assert len(list((run_folder / "tensorboard").glob("*/seed*"))) == 10
+
+
+def test_tensorboard_events_of_the_hypernetwork(run_folder):
+    folder = run_folder / "tensorboard" / "hypernet" / "seed1"
+    events = EventAccumulator(str(folder)).Reload()
+    assert {"Hypernet/Loss", "Hypernet/WeightsMoved/Task000"} <= set(events.Tags()["scalars"])
+
+
+@pytest.mark.parametrize("scenario", ["task", "domain", "class"])
+def test_all_methods_of_the_scenario_are_the_default(scenario):
+    methods = Options(scenario=scenario).chosen_methods
+    assert ("hypernet" in methods) == (scenario == "task")
+    assert {"naive", "ewc", "prior-ewc", "joint"} <= set(methods)
+
+
+def test_hypernetwork_with_one_wide_output_layer(tmp_path):
+    hypernet = HypernetOptions(multi_head=True, mask_heads=True, init="hyperfan")
+    options = SplitDigitsOptions(
+        methods=("hypernet",), iterations=60, seeds=1, output=tmp_path, hypernet=hypernet
+    )
+    split_digits.main(options)
+    (folder,) = tmp_path.iterdir()
+    (result,) = json.loads((folder / "summary.json").read_text())["methods"]["hypernet"]["results"]
+    assert min(result["matrix"][k][k] for k in range(5)) > 70
+
+
+def test_tensor_batches_are_those_of_a_loader():
+    x, y = torch.arange(10.0), torch.arange(10)
+    batches = TensorBatches([x, y], 4, shuffle=False)
+    assert [b[1].tolist() for b in batches] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+    assert len(batches) == 3
+    dropped = TensorBatches([x, y], 4, shuffle=True, drop_last=True)
+    assert len(dropped) == 2
+    epochs = [torch.cat([b[1] for b in dropped]).tolist() for _ in range(2)]
+    assert all(len(set(epoch)) == 8 for epoch in epochs)
+    assert epochs[0] != epochs[1]
+    assert all(torch.equal(bx, by.float()) for bx, by in dropped)
 
 
 def test_picture_is_not_empty(run_folder):
@@ -184,6 +223,7 @@ def test_strengths_that_are_given_are_kept():
         ({"iterations": 0}, "iterations must be at least 1, got 0"),
         ({"methods": ()}, "methods must name at least one"),
         ({"methods": ("naive", "naive")}, "each once"),
+        ({"methods": ("hypernet",), "scenario": "domain"}, "'hypernet' with scenario 'task' only"),
         ({"learning_rate": 0.0}, "learning_rate must be positive, got 0.0"),
         ({"prior_ewc_lambda": -1.0}, "prior_ewc_lambda must be at least 0, got -1.0"),
         ({"n_fisher": 0}, "n_fisher must be at least 1, got 0"),
@@ -198,7 +238,9 @@ def test_bad_options_are_refused(arguments, message):
 
 @pytest.mark.parametrize("module", [split_digits, split_mnist, permuted_mnist])
 def test_help(module, capsys):
-    options = next(v for n, v in vars(module).items() if n.endswith("Options") and n != "Options")
+    options = next(
+        v for v in vars(module).values() if getattr(v, "__module__", "") == module.__name__
+    )
     with pytest.raises(SystemExit) as end:
         tyro.cli(options, args=["--help"], description=module.__doc__)
     assert end.value.code == 0

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from math import nan
+
 import torch
 from torch import Tensor, nn
 
@@ -16,14 +19,20 @@ _NORMALISATION = (
 _WEIGHTED = (nn.Linear, nn.modules.conv._ConvNd)
 
 
-def wanted_statistics(target: nn.Module, layout: WeightLayout) -> tuple[Tensor, Tensor]:
+def wanted_statistics(
+    target: nn.Module, layout: WeightLayout, *, by_weight: bool
+) -> tuple[Tensor, Tensor]:
     """Mean and variance (W,) that the weights of a main network should start with.
 
     Hyperfan-in for ReLU networks (Chang et al. 2020, *Principled Weight Initialization for
     Hypernetworks*, section 4): variance 2 / fan-in for the weights of linear and convolutional
-    layers, halved where there is a bias, which takes the other half: a variance of 1. Weights of
+    layers, halved where a bias is generated, which takes the other half: a variance of 1. Those of
     normalisations are 1 and their biases 0 without variance; every other parameter keeps the mean
     and variance of its values in ``target``.
+
+    Where weights cannot be given variances of their own (not ``by_weight``, since the weights of
+    several chunks share an output unit), those of linear and convolutional layers want all of the
+    variance, and biases and normalisations have no wish: theirs is NaN.
     """
     owners = {
         f"{prefix}.{name}".lstrip("."): (module, name)
@@ -36,12 +45,12 @@ def wanted_statistics(target: nn.Module, layout: WeightLayout) -> tuple[Tensor, 
         module, name = owners[full_name]
         own = parameters[full_name].detach()
         if isinstance(module, _NORMALISATION):
-            mean, variance = float(name == "weight"), 0.0
+            mean, variance = float(name == "weight"), 0.0 if by_weight else nan
         elif isinstance(module, _WEIGHTED) and name == "weight":
-            halves = 1 if module.bias is None else 2
-            mean, variance = 0.0, 2 / (halves * shape[1:].numel())
+            has_bias = full_name.removesuffix("weight") + "bias" in layout.shapes
+            mean, variance = 0.0, 2 / shape[1:].numel() / (2 if has_bias and by_weight else 1)
         elif isinstance(module, _WEIGHTED) and name == "bias":
-            mean, variance = 0.0, 1.0
+            mean, variance = 0.0, 1.0 if by_weight else nan
         else:
             mean, variance = own.mean().item(), own.var(unbiased=False).item()
         means.append(torch.full((shape.numel(),), mean).to(own))
@@ -82,6 +91,7 @@ def initialise(
 def _second_moment(activation: nn.Module) -> float:
     """E[activation(ξ)²] for ξ ~ N(0, 1), from quantiles."""
     probabilities = (torch.arange(10_000, dtype=torch.float64) + 0.5) / 10_000
+    activation = copy.deepcopy(activation).double()
     return activation(torch.special.ndtri(probabilities)).square().mean().item()
 
 

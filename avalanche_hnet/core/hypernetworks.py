@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from math import ceil
 from typing import Any, Literal, NamedTuple
 
@@ -108,6 +109,9 @@ class HyperNetwork(nn.Module):
         init: HypernetInit = "default",
         embedding_std: float = 1.0,
     ) -> None:
+        if not isinstance(hidden, Sequence):
+            raise TypeError(f"hidden must be a sequence of widths, such as (9, 9), got {hidden!r}")
+        _require_factory(activation)
         at_least(
             1, embedding_dim=embedding_dim, **{f"hidden[{i}]": n for i, n in enumerate(hidden)}
         )
@@ -130,12 +134,12 @@ class HyperNetwork(nn.Module):
 
         widths = [self._chunk_embedding_dim + embedding_dim, *hidden]
         self.trunk = nn.Sequential(*self._first_module(*widths[:2]))
-        for n_in, n_out in zip(widths[1:], [*widths[2:], None], strict=True):
+        for index, width in enumerate(hidden):
+            if index:
+                self.trunk.append(nn.Linear(hidden[index - 1], width))
             self.trunk.append(activation())
             if dropout:
                 self.trunk.append(nn.Dropout(dropout))
-            if n_out is not None:
-                self.trunk.append(nn.Linear(n_in, n_out))
         self.output = nn.Linear(widths[-1], self.chunk_size)
         self.embeddings = nn.ParameterList()
         self.register_buffer("seed", torch.randint(1, 2**62, ()))
@@ -282,13 +286,18 @@ class HyperNetwork(nn.Module):
         return nn.Parameter(values.to(weight.device))
 
     def _initialise_by_hyperfan(self, target: nn.Module) -> None:
-        mean, variance = hyperfan.wanted_statistics(target, self.layout)
+        if not self._input_variance():
+            raise ValueError("init='hyperfan' needs an embedding_std that is positive, got 0")
+        mean, variance = hyperfan.wanted_statistics(
+            target, self.layout, by_weight=self.n_chunks == 1
+        )
         if mean.any():
             self.offset = mean
         padding = self.n_chunks * self.chunk_size - len(variance)
-        # A unit of the output layer generates one weight in each chunk: it gets their mean.
+        # A unit of the output layer generates one weight in each chunk: it suits most of them.
         by_chunk = F.pad(variance, (0, padding), value=float("nan")).view(self.n_chunks, -1)
-        hyperfan.initialise(self.trunk, self.output, self._input_variance(), by_chunk.nanmean(0))
+        suitable = by_chunk.nanmedian(0).values.nan_to_num()
+        hyperfan.initialise(self.trunk, self.output, self._input_variance(), suitable)
 
     def _input_variance(self) -> float:
         return self.embedding_std**2
@@ -389,6 +398,18 @@ class ChunkedHyperNetwork(HyperNetwork):
         n_chunk, n_task = self._chunk_embedding_dim, self.embedding_dim
         return (n_chunk * self.chunk_embedding_std**2 + n_task * self.embedding_std**2) / (
             n_chunk + n_task
+        )
+
+
+def _require_factory(activation: object) -> None:
+    module = None
+    if callable(activation) and not isinstance(activation, nn.Module):
+        with suppress(TypeError):
+            module = activation()
+    if not isinstance(module, nn.Module):
+        raise TypeError(
+            "activation must make a module when it is called without arguments, such as "
+            f"torch.nn.ReLU, got {activation!r}"
         )
 
 

@@ -34,7 +34,9 @@ class WeightCache:
             self._before = snapshot(hypernetwork)
         missing = [task for task in tasks if task not in self._weights]
         if missing:
-            self._weights.update(zip(missing, hypernetwork(missing), strict=True))
+            # Copies, so that none keeps the memory of all.
+            new = (weights.clone() for weights in hypernetwork(missing))
+            self._weights.update(zip(missing, new, strict=True))
         for task in tasks:
             self._weights.move_to_end(task)
         found = [self._weights[task] for task in tasks]

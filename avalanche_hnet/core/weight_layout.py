@@ -23,10 +23,13 @@ class WeightLayout:
         n_weights: W.
 
     Raises:
+        TypeError: if ``target`` is no module.
         ValueError: if nothing is generated, or a pattern matches nothing.
     """
 
     def __init__(self, target: nn.Module, generate: str | Sequence[str] = "*") -> None:
+        if not isinstance(target, nn.Module):
+            raise TypeError(f"target must be a torch.nn.Module, got {target!r}")
         patterns = [generate] if isinstance(generate, str) else list(generate)
         candidates = {n: p for n, p in target.named_parameters() if p.requires_grad}
         if not candidates:
@@ -54,7 +57,7 @@ class WeightLayout:
         """Parameters (…, *shape) by name, as views of ``flat`` (…, W)."""
         parts = flat.split(self._sizes, dim=-1)
         return {
-            name: part.view(*flat.shape[:-1], *shape)
+            name: part.view((*flat.shape[:-1], *shape))
             for (name, shape), part in zip(self.shapes.items(), parts, strict=True)
         }
 

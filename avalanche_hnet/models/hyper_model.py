@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from operator import attrgetter
 from typing import Any, Literal
 
 import torch
@@ -17,7 +18,7 @@ from avalanche_hnet.core.deviation import SHARED, UNUSED
 from avalanche_hnet.core.hypernetworks import HyperNetwork
 from avalanche_hnet.core.undisturbed import evaluating
 from avalanche_hnet.core.weight_cache import WeightCache
-from avalanche_hnet.models.units import tasks_and_classes
+from avalanche_hnet.models.units import labels_of, tasks_and_classes
 
 Remaining = Literal["shared", "per_task", "frozen", "frozen_after_first"]
 
@@ -79,7 +80,7 @@ class HyperModel(MultiTaskModule):
         self.hypernetwork = hypernetwork
         if multi_head:
             self._output_layer = _find_output_layer(target, output_layer)
-            self.n_units = len(target.get_parameter(f"{self._output_layer}.weight".lstrip(".")))
+            self.n_units = len(attrgetter(f"{self._output_layer}.weight".lstrip("."))(target))
         self._aliases = _aliases(target)
         self.target = copy.deepcopy(target)
         _strip(self.target, hypernetwork.layout.shapes)
@@ -97,6 +98,7 @@ class HyperModel(MultiTaskModule):
         self._tasks: dict[int, int] = {}  # task number by label
         self._trained: set[int] = set()  # labels
         self._units: list[tuple[int, int]] = []  # task and class label of each unit taken
+        self._has_trained = False
         self._cache = WeightCache()
 
     @property
@@ -135,15 +137,16 @@ class HyperModel(MultiTaskModule):
         """Take in the experience's tasks; in training, its classes, too.
 
         Raises:
-            ValueError: if the target has not enough output units left.
+            ValueError: if the experience has no task labels, or the target has not enough output
+                units left.
         """
-        labels = [int(label) for label in experience.task_labels]
+        labels = labels_of(experience)
         if self.multi_head:
             self._take_units(experience)
         classes = getattr(experience, "classes_in_this_experience", None)
         if classes:
             self.max_class_label = max(self.max_class_label, int(max(classes)) + 1)
-        if self.training and self.remaining == "frozen_after_first" and self._trained - {*labels}:
+        if self.training and self.remaining == "frozen_after_first" and self._has_trained:
             self.target.requires_grad_(False)
         for label in labels:
             self._add_task(label)
@@ -215,13 +218,13 @@ class HyperModel(MultiTaskModule):
         owners = {}
         for name, shape in self.hypernetwork.layout.shapes.items():
             owners[name] = torch.full(shape, SHARED)
-            if name in (f"{prefix}weight", f"{prefix}bias"):
+            if name.startswith(prefix) and shape[:1] == (self.n_units,):
                 owners[name] = of_units.view(-1, *[1] * (len(shape) - 1)).expand(shape)
         return self.hypernetwork.layout.flatten(owners)
 
     def active_elements(self, experience: CLExperience) -> dict[str, Tensor]:
         """All elements but those of other tasks, for :class:`PriorEWCPlugin`."""
-        labels = {int(label) for label in experience.task_labels}
+        labels = labels_of(experience)
         return {
             name: torch.tensor(False)
             for label in self._tasks
@@ -236,14 +239,26 @@ class HyperModel(MultiTaskModule):
             "trained": sorted(self._trained),
             "units": [list(unit) for unit in self._units],
             "max_class_label": self.max_class_label,
+            "has_trained": self._has_trained,
         }
 
     def set_extra_state(self, state: Mapping[str, Any]) -> None:
-        """Become a model with the tasks of :meth:`get_extra_state`."""
+        """Become a model with the tasks of :meth:`get_extra_state`.
+
+        Raises:
+            ValueError: if the model has other tasks, or the same in another order.
+        """
+        own = list(self._tasks)
+        if own != state["tasks"][: len(own)]:
+            raise ValueError(
+                f"the state has the tasks {state['tasks']} in this order, but the model {own}; "
+                "load it into a model without tasks"
+            )
         for label in state["tasks"]:
             self._add_task(label)
         self._trained = set(state["trained"])
         self.known_train_tasks_labels = set(state["trained"])
+        self._has_trained = state["has_trained"]
         self._units = [(label, class_) for label, class_ in state["units"]]
         self.max_class_label = state["max_class_label"]
 
@@ -277,7 +292,7 @@ class HyperModel(MultiTaskModule):
 
     def _shared_parameters(self) -> dict[str, nn.Parameter]:
         """Parameters of the target that are not generated and that all tasks share."""
-        return {name: self.target.get_parameter(name) for name in self._shared}
+        return {name: attrgetter(name)(self.target) for name in self._shared}
 
     def _weights(self, labels: Sequence[int]) -> Tensor:
         """Generated weights (T, W)."""
@@ -299,6 +314,10 @@ class HyperModel(MultiTaskModule):
         arguments = {
             alias: parameters[name] for alias, name in self._aliases.items() if name in parameters
         }
+        for name in self._recurrent:  # which keep weights as long as they know of no others
+            layer: Any = network.get_submodule(name)
+            layer._flat_weight_refs = [_nothing] * len(layer._flat_weights_names)
+        self._has_trained |= self.training and torch.is_grad_enabled()
         outputs: Tensor = functional_call(network, arguments, (x,), tie_weights=False)
         _release_weights(network, self._recurrent)
         if not self.multi_head:
@@ -379,7 +398,7 @@ def _aliases(target: nn.Module) -> dict[str, str]:
     return {n: first[id(p)] for n, p in target.named_parameters(remove_duplicate=False)}
 
 
-def _strip(network: nn.Module, names: Any) -> None:
+def _strip(network: nn.Module, names: Collection[str]) -> None:
     """Remove the parameters of these names, wherever they are used."""
     tensors = {id(p) for n, p in network.named_parameters() if n in names}
     for module in network.modules():
@@ -388,6 +407,10 @@ def _strip(network: nn.Module, names: Any) -> None:
                 module._parameters[name] = None
     recurrent = [n for n, module in network.named_modules() if isinstance(module, nn.RNNBase)]
     _release_weights(network, recurrent)
+
+
+def _nothing() -> None:
+    """In place of a weak reference to a weight."""
 
 
 def _release_weights(network: nn.Module, recurrent: list[str]) -> None:

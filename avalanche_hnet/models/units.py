@@ -6,6 +6,20 @@ import torch
 from avalanche.benchmarks import CLExperience
 
 
+def labels_of(experience: CLExperience) -> list[int]:
+    """The task labels of an experience.
+
+    Raises:
+        ValueError: if it has none.
+    """
+    if not hasattr(experience, "task_labels"):
+        raise ValueError(
+            "the experience has no task_labels, which a HyperModel needs; make the benchmark with "
+            "task labels, for example by avalanche.benchmarks.with_task_labels"
+        )
+    return [int(label) for label in experience.task_labels]
+
+
 def tasks_and_classes(experience: CLExperience) -> set[tuple[int, int]]:
     """The pairs of task label and class label that the experience has samples of.
 

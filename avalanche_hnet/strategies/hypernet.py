@@ -6,8 +6,10 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
+from avalanche.benchmarks import CLExperience
 from avalanche.models.dynamic_optimizers import update_optimizer
 from avalanche.training.templates import SupervisedTemplate
+from avalanche.training.utils import _at_task_boundary
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -18,6 +20,7 @@ from avalanche_hnet.core.movement import WeightMovement
 from avalanche_hnet.core.regularizers import Experience, Penalty, Regularizer
 from avalanche_hnet.metrics.publish import publish
 from avalanche_hnet.models.hyper_model import HyperModel
+from avalanche_hnet.models.units import labels_of
 from avalanche_hnet.strategies.experience_fisher import ExperienceFisher
 
 Step = dict[Tensor, Tensor]
@@ -83,8 +86,9 @@ class HypernetTemplate(SupervisedTemplate):
         **options: Any,
     ) -> None:
         _check(model, regularizer, clip_grad_norm, train_from_scratch, log_every)
-        if embedding_optimizer is None:
-            fresh_optimizer(optimizer, [nn.Parameter(torch.zeros(1))])  # or say what to do
+        _check_optimizers(optimizer, embedding_optimizer, regularizer)
+        if likelihood is not None and not isinstance(likelihood, Likelihood):
+            raise TypeError(f"likelihood must be a Likelihood, got {likelihood!r}")
         super().__init__(model=model, optimizer=optimizer, **options)
         if regularizer is not None:
             regularizer.require(model.hypernetwork)
@@ -97,7 +101,8 @@ class HypernetTemplate(SupervisedTemplate):
         self._embedding_optimizer: Optimizer | None = None
         self._fisher_likelihood: Likelihood | None = None
         self._regularized: dict[str, nn.Parameter] = {}
-        self._previous_embeddings: list[nn.Parameter] = []
+        self._previous: list[nn.Parameter] = []
+        self._not_theta: list[nn.Parameter] = []
         self._initial: dict[str, Tensor] = {}
         self._movement = WeightMovement()
         self._to_publish: dict[str, Tensor] = {}
@@ -108,11 +113,16 @@ class HypernetTemplate(SupervisedTemplate):
         Called by Avalanche before each experience.
         """
         own = self._own_parameters()
+        present = set(self._theta())
+        self.optimizer.param_groups[0]["params"] += [
+            p for p in self._previous_embeddings() if p not in present
+        ]
         self.optimized_param_id = update_optimizer(
             self.optimizer,
             self._shared_parameters(),
             self.optimized_param_id,
-            reset_state=reset_optimizer_state,
+            # On its first call Avalanche asks for a reset, which would throw loaded state away.
+            reset_state=reset_optimizer_state and self.optimized_param_id is not None,
             remove_params=True,
         )
         _complete_state(self.optimizer)
@@ -125,7 +135,7 @@ class HypernetTemplate(SupervisedTemplate):
     def criterion(self) -> Tensor:
         """The loss, after a check of the targets at the start of an experience."""
         if self.is_training and self.clock.train_exp_iterations == 0:
-            _check_targets(self.mb_output, self.mb_y)
+            _check_targets(self)
         loss: Tensor = super().criterion()
         return loss
 
@@ -140,7 +150,7 @@ class HypernetTemplate(SupervisedTemplate):
 
         logs = self.clock.train_exp_iterations % self.log_every == 0
         step: Step = {}
-        if lookahead == "sgd":
+        if self.regularizer is not None and self.regularizer.lookahead == "sgd":
             step = sgd_step(self.optimizer, gradients, differentiable=differentiable)
         elif logs or lookahead == "optimizer":
             step = optimizer_step(self.optimizer, gradients, differentiable=differentiable)
@@ -153,7 +163,13 @@ class HypernetTemplate(SupervisedTemplate):
                 None if lookahead is None else change,
                 through_change=differentiable,
             )
-            self._add_gradients(penalty, change)
+            if regularizer.is_log_prior:
+                assert self._fisher_likelihood is not None
+                scale = self._fisher_likelihood.criterion_scale(self._criterion, self.mb_output)
+                penalty = penalty.scaled(scale)
+            penalty = penalty._replace(gradients=self._with_change(penalty, change))
+            for name, gradient in penalty.gradients.items():
+                _accumulate(self._regularized[name], gradient)
             _clip(self._regularized.values(), self.clip_grad_norm)
         if logs:
             self._to_publish = self._statistics(step, penalty)
@@ -167,10 +183,9 @@ class HypernetTemplate(SupervisedTemplate):
                 group["lr"] = self.optimizer.param_groups[0]["lr"]
         own.step()
         super().optimizer_step()
-        for parameter in self._of_tasks:
-            parameter.grad = None
 
     def _before_training_exp(self, **kwargs: Any) -> None:
+        labels_of(self.experience)
         if len(self.experience.dataset) == 0:
             raise ValueError(
                 f"experience {self.experience.current_experience} is empty; HypernetTemplate needs "
@@ -182,11 +197,15 @@ class HypernetTemplate(SupervisedTemplate):
 
     def check_model_and_optimizer(self, reset_optimizer_state: bool = False, **kwargs: Any) -> None:
         """Adapt model and optimizers to the experience, and tell the regulariser of it."""
-        super().check_model_and_optimizer(reset_optimizer_state, **kwargs)
+        super().check_model_and_optimizer(
+            reset_optimizer_state or self.train_from_scratch, **kwargs
+        )
+        if not _at_task_boundary(self.experience, before=True):
+            return
         if self.train_from_scratch:
             self._start_from_scratch()
         shared = self._shared_parameters()
-        self._of_tasks = [p for n, p in self.model.named_parameters() if n not in shared]
+        self._not_theta = [p for n, p in self.model.named_parameters() if n not in shared]
         if self.regularizer is None:
             return
         prefix = "hypernetwork."
@@ -195,18 +214,22 @@ class HypernetTemplate(SupervisedTemplate):
             for name, parameter in shared.items()
             if name.startswith(prefix) and parameter.requires_grad
         }
-        theta = self.model.hypernetwork.shared_parameters()
-        self._previous_embeddings = [p for n, p in self._regularized.items() if n not in theta]
-        model, labels = self.model, {int(label) for label in self.experience.task_labels}
+        self._previous = self._previous_embeddings()
+        model, labels = self.model, labels_of(self.experience)
         earlier = [label for label in model.trained_task_labels if label not in labels]
         self.regularizer.before_experience(
             model.hypernetwork,
             Experience(
                 protected=tuple(model.task_number(label) for label in earlier),
-                n_samples=len(self.experience.dataset),
+                n_samples=len(_whole(self.experience).dataset),
                 owners=model.weight_owners(),
             ),
         )
+
+    def _before_training_iteration(self, **kwargs: Any) -> None:
+        for parameter in self._not_theta:  # θ's optimizer sees to the others
+            parameter.grad = None
+        super()._before_training_iteration(**kwargs)
 
     def _after_training_iteration(self, **kwargs: Any) -> None:
         for name, value in self._to_publish.items():
@@ -215,8 +238,13 @@ class HypernetTemplate(SupervisedTemplate):
         super()._after_training_iteration(**kwargs)
 
     def _after_training_exp(self, **kwargs: Any) -> None:
+        if _at_task_boundary(self.experience, before=False):
+            self._take_in_experience()
+        super()._after_training_exp(**kwargs)
+
+    def _take_in_experience(self) -> None:
         model = self.model
-        tasks = tuple(model.task_number(int(label)) for label in self.experience.task_labels)
+        tasks = tuple(model.task_number(label) for label in labels_of(self.experience))
         if self.regularizer is not None:
             source = ExperienceFisher(self, model, self._fisher_likelihood)
             self.regularizer.after_experience(source, tasks)
@@ -224,15 +252,13 @@ class HypernetTemplate(SupervisedTemplate):
         for task, distance in self._movement.distances(model.hypernetwork).items():
             name = f"Hypernet/WeightsMoved/Task{model.task_labels[task]:03}"
             publish(self, self, name, distance)
-        super()._after_training_exp(**kwargs)
 
     def _own_parameters(self) -> list[nn.Parameter]:
         """Embeddings and other parameters of the experience's own tasks."""
         known = self.model.task_labels
-        labels = [int(label) for label in self.experience.task_labels]
         return [
             parameter
-            for label in labels
+            for label in labels_of(self.experience)
             if label in known
             for parameter in self.model.task_parameters(label).values()
         ]
@@ -242,23 +268,26 @@ class HypernetTemplate(SupervisedTemplate):
 
         Embeddings of earlier tasks belong to it if the regulariser trains them.
         """
-        model = self.model
-        current = {int(label) for label in self.experience.task_labels}
-        of_tasks = set()
-        for label in model.task_labels:
-            own = set(model.task_parameters(label))
-            if label not in current and label in model.trained_task_labels:
-                own = {n for n in own if not self._trains_previous(n)}
-            of_tasks |= own
+        model, previous = self.model, set(self._previous_embeddings())
+        of_tasks = {
+            name
+            for label in model.task_labels
+            for name, parameter in model.task_parameters(label).items()
+            if parameter not in previous
+        }
         return {n: p for n, p in model.named_parameters() if n not in of_tasks}
 
-    def _trains_previous(self, name: str) -> bool:
-        regularizer = self.regularizer
-        return (
-            regularizer is not None
-            and regularizer.train_previous_embeddings
-            and name.startswith("hypernetwork.")
-        )
+    def _previous_embeddings(self) -> list[nn.Parameter]:
+        """Those of the protected tasks, if they are trained."""
+        model, current = self.model, labels_of(self.experience)
+        if self.regularizer is None or not self.regularizer.train_previous_embeddings:
+            return []
+        return [
+            parameter
+            for label in model.trained_task_labels
+            if label not in current
+            for parameter in model.hypernetwork.task_parameters(model.task_number(label)).values()
+        ]
 
     def _theta(self) -> list[nn.Parameter]:
         return [p for group in self.optimizer.param_groups for p in group["params"]]
@@ -279,7 +308,7 @@ class HypernetTemplate(SupervisedTemplate):
             }
         else:
             self.loss.backward()
-        for parameter in self._previous_embeddings:
+        for parameter in self._previous:
             # They have no gradient yet, but the optimizer remembers others and will move them.
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
@@ -290,26 +319,21 @@ class HypernetTemplate(SupervisedTemplate):
             return gradients
         return {parameter: factor * gradient for parameter, gradient in gradients.items()}
 
-    def _add_gradients(self, penalty: Penalty, change: Mapping[str, Tensor]) -> None:
-        """Add the regulariser's gradient to θ's, its way through Δθ included."""
-        gradients = dict(penalty.gradients)
-        if penalty.change_gradients:
-            names = [n for n in penalty.change_gradients if change[n].requires_grad]
-            through = torch.autograd.grad(
-                [change[n] for n in names],
-                [*self._regularized.values()],
-                [penalty.change_gradients[n] for n in names],
-                allow_unused=True,
-            )
-            for name, gradient in zip(self._regularized, through, strict=True):
-                if gradient is not None:
-                    gradients[name] = gradients[name] + gradient
-        for name, gradient in gradients.items():
-            parameter = self._regularized[name]
-            if parameter.grad is None:
-                parameter.grad = gradient
-            else:
-                parameter.grad += gradient
+    def _with_change(self, penalty: Penalty, change: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The regulariser's gradient, its way through Δθ included."""
+        names = [n for n in penalty.change_gradients if change[n].requires_grad]
+        if not names:
+            return penalty.gradients
+        through = torch.autograd.grad(
+            [change[n] for n in names],
+            [*self._regularized.values()],
+            [penalty.change_gradients[n] for n in names],
+            allow_unused=True,
+        )
+        return {
+            name: gradient if added is None else gradient + added
+            for (name, gradient), added in zip(penalty.gradients.items(), through, strict=True)
+        }
 
     def _start_from_scratch(self) -> None:
         """Put what tasks share back to what it was before the first experience."""
@@ -345,6 +369,11 @@ class HypernetTemplate(SupervisedTemplate):
         return values
 
 
+def _whole(experience: CLExperience) -> CLExperience:
+    """Of a piece of an experience in an online stream, the experience."""
+    return getattr(experience, "origin_experience", experience)
+
+
 def _check(
     model: HyperModel,
     regularizer: Regularizer | None,
@@ -377,19 +406,48 @@ def _check(
         )
 
 
-def _check_targets(outputs: Tensor, targets: Tensor) -> None:
-    if targets.is_floating_point():
-        if targets.shape != outputs.shape:
-            raise ValueError(
-                f"targets have the shape {tuple(targets.shape)}, but the outputs "
-                f"{tuple(outputs.shape)}; they must be the same"
-            )
-    elif outputs.dim() > 1 and not 0 <= int(targets.min()) <= int(targets.max()) < outputs.shape[1]:
-        raise ValueError(
-            f"targets are class labels from {int(targets.min())} to {int(targets.max())}, but the "
-            f"model has {outputs.shape[1]} outputs; give the target more, or count the classes of "
-            "each experience from zero (class_ids_from_zero_in_each_exp=True)"
+def _check_optimizers(
+    optimizer: Optimizer, embedding_optimizer: object, regularizer: Regularizer | None
+) -> None:
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(f"optimizer must be an Optimizer, got {optimizer!r}")
+    if embedding_optimizer is not None and not callable(embedding_optimizer):
+        raise TypeError(
+            "embedding_optimizer must be a function that makes an optimizer of parameters, such as "
+            f"functools.partial(torch.optim.Adam, lr=1e-3), got {embedding_optimizer!r}"
         )
+    if embedding_optimizer is None:
+        fresh_optimizer(optimizer, [nn.Parameter(torch.zeros(1))])  # or say what to do
+    if regularizer is not None and regularizer.differentiable_lookahead:
+        matrix = nn.Parameter(torch.ones(2, 2))
+        trial = fresh_optimizer(optimizer, [matrix])
+        optimizer_step(trial, {matrix: torch.ones(2, 2, requires_grad=True)}, differentiable=True)
+
+
+def _check_targets(strategy: HypernetTemplate) -> None:
+    outputs, targets, criterion = strategy.mb_output, strategy.mb_y, strategy._criterion
+    if isinstance(criterion, nn.MSELoss) and targets.shape != outputs.shape:
+        raise ValueError(
+            f"targets have the shape {tuple(targets.shape)}, but the outputs "
+            f"{tuple(outputs.shape)}; they must be the same"
+        )
+    if not isinstance(criterion, nn.CrossEntropyLoss) or targets.is_floating_point():
+        return
+    known = getattr(strategy.experience, "classes_in_this_experience", targets.unique().tolist())
+    classes = {int(c) for c in known} - {criterion.ignore_index}
+    if classes and not 0 <= min(classes) <= max(classes) < outputs.shape[1]:
+        raise ValueError(
+            f"targets are class labels from {min(classes)} to {max(classes)}, but the model has "
+            f"{outputs.shape[1]} outputs; give the target more, or count the classes of each "
+            "experience from zero (class_ids_from_zero_in_each_exp=True)"
+        )
+
+
+def _accumulate(parameter: nn.Parameter, gradient: Tensor) -> None:
+    if parameter.grad is None:
+        parameter.grad = gradient.clone()
+    else:
+        parameter.grad += gradient
 
 
 def _complete_state(optimizer: Optimizer) -> None:

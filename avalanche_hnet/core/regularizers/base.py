@@ -27,6 +27,14 @@ class Penalty(NamedTuple):
     gradients: dict[str, Tensor]
     change_gradients: dict[str, Tensor]
 
+    def scaled(self, factor: float) -> Penalty:
+        """All of it multiplied by a number."""
+        return Penalty(
+            factor * self.value,
+            {n: factor * g for n, g in self.gradients.items()},
+            {n: factor * g for n, g in self.change_gradients.items()},
+        )
+
 
 class FisherSource(Protocol):
     """Computes Fisher values on the samples of an experience that has been trained on."""
@@ -70,6 +78,8 @@ class Regularizer(ABC):
         train_previous_embeddings: whether embeddings of protected tasks are trained, too.
         mask_heads: whether only the weights of a task's own output units are protected.
         needs_fisher: whether :meth:`after_experience` computes Fisher values.
+        is_log_prior: whether the penalty is in units of the mean negative log-likelihood, so that
+            it has to be multiplied by what the criterion is multiplied by.
 
     Raises:
         ValueError: if ``beta`` is negative or not finite.
@@ -80,6 +90,7 @@ class Regularizer(ABC):
     train_previous_embeddings: bool = False
     mask_heads: bool = False
     needs_fisher: bool = False
+    is_log_prior: bool = False
 
     def __init__(self, beta: float) -> None:
         not_negative(beta=beta)
@@ -106,6 +117,11 @@ class Regularizer(ABC):
                 f"this {type(self).__name__} regulariser belongs to another hypernetwork; make a "
                 "new one for each"
             )
+
+    def _required_hypernetwork(self) -> HyperNetwork:
+        if self._hypernetwork is None:
+            raise RuntimeError("before_experience must be called first")
+        return self._hypernetwork
 
     @property
     @abstractmethod

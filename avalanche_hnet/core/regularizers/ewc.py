@@ -38,6 +38,7 @@ class EWC(Regularizer):
     """
 
     needs_fisher = True
+    is_log_prior = True
 
     def __init__(
         self,
@@ -89,9 +90,11 @@ class EWC(Regularizer):
         through_change: bool = False,
     ) -> Penalty:
         """The penalty at ``parameters`` and its gradient; ``change`` does not enter."""
+        frozen = self._required_hypernetwork().shared_parameters().keys() - parameters.keys()
         own = {n: p.detach().requires_grad_() for n, p in parameters.items()}
         with torch.enable_grad():
-            value = self._prior(own) + self.beta * sum(term(own) for term in self._earlier)
+            earlier = [term(own, skip=frozen) for term in self._earlier]
+            value = self._prior(own, skip=frozen) + self.beta * sum(earlier)
             value = value / self._n_samples
             gradients = torch.autograd.grad(value, [*own.values()], allow_unused=True)
         found = zip(own.items(), gradients, strict=True)
@@ -103,8 +106,7 @@ class EWC(Regularizer):
 
     def after_experience(self, source: FisherSource, tasks: tuple[int, ...]) -> None:
         """Compute the Fisher of θ and take it in."""
-        assert self._hypernetwork is not None
-        parameters = self._hypernetwork.shared_parameters()
+        parameters = self._required_hypernetwork().shared_parameters()
         fisher = source.of_shared_parameters(self.n_fisher)
         if self.online:
             everything = {n: torch.ones_like(p, dtype=torch.bool) for n, p in parameters.items()}
@@ -120,6 +122,7 @@ class EWC(Regularizer):
     def state_dict(self) -> dict[str, Any]:
         """The posterior, or all penalties."""
         return {
+            "online": self.online,
             "posterior": self.posterior.state_dict(),
             "experiences": [{k: dict(v) for k, v in term.items()} for term in self._experiences],
         }
@@ -127,6 +130,11 @@ class EWC(Regularizer):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Become the regulariser of :meth:`state_dict`."""
         super().load_state_dict(state)
+        if state["online"] != self.online:
+            raise ValueError(
+                f"state was made with online={state['online']}, but this regulariser has "
+                f"online={self.online}"
+            )
         self.posterior.load_state_dict(state["posterior"])
         self._experiences = [
             {k: {n: t.clone() for n, t in v.items()} for k, v in term.items()}

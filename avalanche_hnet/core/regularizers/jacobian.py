@@ -40,6 +40,9 @@ class Jacobian(OutputRegularizer):
         self, tasks: list[int], parameters: Mapping[str, Tensor], change: Mapping[str, Tensor]
     ) -> Deviation:
         of_output = ("output.weight", "output.bias")
+        hypernetwork = self._required_hypernetwork()
+        frozen = {n: hypernetwork.get_parameter(n) for n in of_output if n not in parameters}
+        parameters = {**parameters, **frozen}
         weight_change, bias_change = (
             change.get(name, torch.zeros_like(parameters[name])) for name in of_output
         )
@@ -49,6 +52,11 @@ class Jacobian(OutputRegularizer):
         def hidden(below: dict[str, Tensor]) -> Tensor:
             return self._factors(tasks, below).hidden
 
+        if not below:
+            z = hidden(below)
+            return Deviation.between(
+                parameters["output.weight"], weight_change, bias_change, z, torch.zeros_like(z)
+            )
         z, z_change = torch.func.jvp(hidden, (below,), (below_change,))  # type: ignore[misc]
         return Deviation.between(
             parameters["output.weight"], weight_change, bias_change, z, z_change

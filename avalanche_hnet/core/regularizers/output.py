@@ -100,6 +100,12 @@ class OutputRegularizer(Regularizer):
         super().before_experience(hypernetwork, experience)
         if self.mask_heads and experience.owners is None:
             raise ValueError("mask_heads=True needs a model whose tasks have output units each")
+        n_weights = hypernetwork.layout.n_weights
+        if experience.owners is not None and experience.owners.shape != (n_weights,):
+            raise ValueError(
+                f"owners must be a vector of {n_weights} numbers, one for each generated weight, "
+                f"got shape {tuple(experience.owners.shape)}"
+            )
         if self.needs_fisher and (unknown := set(experience.protected) - self._fisher.keys()):
             raise ValueError(
                 f"fisher_weights=True, but the Fisher of the tasks {sorted(unknown)} is not known: "
@@ -149,7 +155,8 @@ class OutputRegularizer(Regularizer):
                 value = _plus(value, part.detach())
         assert value is not None
         found = [
-            torch.zeros_like(p) if t is None else t for p, t in zip(wanted, total, strict=True)
+            torch.zeros_like(p) if t is None else t.contiguous()
+            for p, t in zip(wanted, total, strict=True)
         ]
         return Penalty(
             value,
@@ -164,13 +171,17 @@ class OutputRegularizer(Regularizer):
                 self._fisher[task] = source.of_weights(task, self.n_fisher)
 
     def state_dict(self) -> dict[str, Any]:
-        """Fisher values by task."""
-        return {"fisher": {str(task): values for task, values in self._fisher.items()}}
+        """Fisher values by task, and the state of the generator."""
+        return {
+            "fisher": {str(task): values for task, values in self._fisher.items()},
+            "generator": self._generator.get_state(),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Become the regulariser of :meth:`state_dict`."""
         super().load_state_dict(state)
         self._fisher = {int(task): values.clone() for task, values in state["fisher"].items()}
+        self._generator.set_state(state["generator"].cpu())
 
     @abstractmethod
     def _deviation(
@@ -237,11 +248,6 @@ class OutputRegularizer(Regularizer):
         step = len(tasks) if self._is_quadratic else max(1, _BUDGET // n_weights)
         for start in range(0, len(tasks), step):
             yield tasks[start : start + step]
-
-    def _required_hypernetwork(self) -> HyperNetwork:
-        if self._hypernetwork is None:
-            raise RuntimeError("before_experience must be called first")
-        return self._hypernetwork
 
 
 def moved_by(
