@@ -96,6 +96,12 @@ def test_an_optimizer_that_cannot_be_made_again_needs_another_for_the_embeddings
         embedding_optimizer=lambda parameters: torch.optim.SGD(parameters, 0.1),
     )
     strategy.train(task_stream(1).train_stream[0])
+    learner(
+        model,
+        FixedTarget(differentiable_lookahead=True),
+        optimizer=optimizer,
+        embedding_optimizer=lambda parameters: torch.optim.SGD(parameters, 0.1),
+    )
 
 
 @pytest.mark.skipif(not hasattr(torch.optim, "Adafactor"), reason="not in this PyTorch")

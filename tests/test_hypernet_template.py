@@ -1037,12 +1037,17 @@ def test_avalanches_checkpoints(tmp_path, name):
     assert_same_weights(values(resumed.model), values(strategy.model))
 
 
+def in_pieces(stream, size, access_task_boundaries=True):
+    """Avalanche's stream of small pieces of experiences, in the same order."""
+    pieces = split_online_stream(
+        stream, size, shuffle=False, access_task_boundaries=access_task_boundaries
+    )
+    return with_task_labels(CLScenario([pieces])).streams.popitem()[1]
+
+
 def test_an_online_stream_is_one_experience_of_each_task():
-    """Avalanche's streams of small pieces, with known task boundaries."""
     stream, weights = task_stream(2).train_stream, []
-    pieces = split_online_stream(stream, 5, shuffle=False, access_task_boundaries=True)
-    pieces = with_task_labels(CLScenario([pieces])).streams.popitem()[1]
-    for experiences in (stream, pieces):
+    for experiences in (stream, in_pieces(stream, 5)):
         torch.manual_seed(0)
         model = hyper_model()
         options = {"optimizer": adam(model.parameters()), "train_epochs": 1}
@@ -1051,6 +1056,32 @@ def test_an_online_stream_is_one_experience_of_each_task():
             strategy.train(experience, shuffle=False)
         weights.append(values(model))
     assert_same_weights(*weights)
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("size", [5, 6])  # which divides the 20 samples, or does not
+def test_all_samples_of_an_online_experience_are_taken_in_once(size):
+    stream = task_stream(1).train_stream
+    regularizer, model = EWC(prior_variance=2.0), hyper_model()
+    strategy = learner(model, regularizer, train_epochs=1)
+    for experience in in_pieces(stream, size):
+        strategy.train(experience)
+    expected = loop_fisher(
+        model, *tensors(stream[0])[:2], nn.functional.cross_entropy, tensors(stream[0])[2]
+    )
+    for name, precision in regularizer.posterior.precision.items():
+        torch.testing.assert_close(precision, 0.5 + 20 * expected[PREFIX + name])
+    assert "Hypernet/WeightsMoved/Task000" in strategy.evaluator.get_last_metrics()
+
+
+@pytest.mark.parametrize("boundaries", [False, True])
+@pytest.mark.parametrize("multi_head", [False, True])
+def test_online_streams_with_and_without_boundaries(boundaries, multi_head):
+    model = hyper_model(mlp(n_out=4 if multi_head else 2), multi_head=multi_head)
+    strategy = learner(model, FixedTarget(fisher_weights=True), train_epochs=1)
+    for experience in in_pieces(task_stream(2).train_stream, 6, boundaries):
+        strategy.train(experience)
+    assert model.trained_task_labels == (0, 1)
 
 
 def test_from_scratch_does_not_depend_on_what_was_trained_before():

@@ -15,7 +15,7 @@ def imports(path):
 
 
 def test_core_is_plain_pytorch():
-    files = list((PACKAGE / "core").glob("*.py"))
+    files = list((PACKAGE / "core").rglob("*.py"))
     assert files
     for path in files:
         allowed = ("avalanche_hnet.core", "torch", "numpy")

@@ -359,6 +359,20 @@ def test_parameters_that_are_not_trained_are_left_out(cls, trained, form):
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("cls", CLASSES)
+def test_a_change_of_what_is_not_trained_does_not_count(cls, form):
+    ours, regularizer = hypernetwork(), cls(BETA, form=form)
+    parameters, change = begin(regularizer, ours)
+    trained = {n: p for n, p in parameters.items() if n not in ("output.bias", "trunk.0.weight")}
+    expected = plain_penalty(cls, ours, range(3), trained, {n: change[n] for n in trained})
+    assert_penalty(regularizer.penalty(trained, change), expected)
+    found = regularizer.penalty(trained, change, through_change=True)
+    of_change = {n: found.change_gradients.pop(n) for n in change.keys() - trained.keys()}
+    assert not any(gradient.any() for gradient in of_change.values())
+    assert_penalty(found, expected)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("cls", CLASSES)
 def test_what_is_missing_in_the_change_is_zero(cls, form):
     ours, regularizer = hypernetwork(), cls(BETA, form=form)
     parameters, change = begin(regularizer, ours)

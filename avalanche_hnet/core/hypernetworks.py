@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from math import ceil
+from operator import index
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -85,7 +86,8 @@ class HyperNetwork(nn.Module):
             :class:`WeightLayout`. All that require grad by default. Generating a part only is
             Hemati et al. 2023, *Partial hypernetworks for continual learning* (arXiv 2306.10724).
         dropout: probability with which hidden units are dropped in training mode.
-        spectral_norm: normalise the hidden layers spectrally (Miyato et al. 2018).
+        spectral_norm: normalise the hidden layers spectrally (Miyato et al. 2018). PyTorch does
+            not pickle layers that are; save their ``state_dict``.
         init: ``"default"``, PyTorch's own, or ``"hyperfan"`` (Chang et al. 2020): generated
             weights start at the scale that the main network wants, see :mod:`.hyperfan`.
         embedding_std: standard deviation of new embeddings, which are drawn around zero. An
@@ -134,9 +136,9 @@ class HyperNetwork(nn.Module):
 
         widths = [self._chunk_embedding_dim + embedding_dim, *hidden]
         self.trunk = nn.Sequential(*self._first_module(*widths[:2]))
-        for index, width in enumerate(hidden):
-            if index:
-                self.trunk.append(nn.Linear(hidden[index - 1], width))
+        for position, width in enumerate(hidden):
+            if position:
+                self.trunk.append(nn.Linear(hidden[position - 1], width))
             self.trunk.append(activation())
             if dropout:
                 self.trunk.append(nn.Dropout(dropout))
@@ -252,8 +254,8 @@ class HyperNetwork(nn.Module):
         """
         if not given:
             return self.trunk(inputs)
-        for index, module in enumerate(self.trunk):
-            prefix = f"trunk.{index}."
+        for position, module in enumerate(self.trunk):
+            prefix = f"trunk.{position}."
             if isinstance(module, nn.Linear) and type(module) in (nn.Linear, _LinearOfPairs):
                 weight = given.get(f"{prefix}weight", module.weight)
                 inputs = _linear(inputs, weight, given.get(f"{prefix}bias", module.bias))
@@ -270,7 +272,10 @@ class HyperNetwork(nn.Module):
     def _numbers(self, tasks: int | Sequence[int] | Tensor) -> list[int]:
         if isinstance(tasks, Tensor):
             tasks = tasks.tolist()
-        numbers = [tasks] if isinstance(tasks, int) else [int(task) for task in tasks]
+        try:
+            numbers = [index(tasks)]  # type: ignore[arg-type]
+        except TypeError:
+            numbers = [index(task) for task in tasks]  # type: ignore[union-attr]
         if not numbers:
             raise ValueError("tasks must name at least one task, got none")
         for task in (min(numbers), max(numbers)):
@@ -409,7 +414,7 @@ def _require_factory(activation: object) -> None:
     if not isinstance(module, nn.Module):
         raise TypeError(
             "activation must make a module when it is called without arguments, such as "
-            f"torch.nn.ReLU, got {activation!r}"
+            f"torch.nn.ReLU, got {activation!r}, which makes {module!r}"
         )
 
 

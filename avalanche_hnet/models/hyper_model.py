@@ -39,7 +39,8 @@ class HyperModel(MultiTaskModule):
         target: the main network.
         hypernetwork: made for this target. It may generate a part of the parameters only.
         remaining: what happens to parameters that require grad and are not generated: ``"shared"``,
-            trained by all tasks; ``"per_task"``, each task trains a copy of its own; ``"frozen"``;
+            trained by all tasks; ``"per_task"``, each task trains a copy of its own; ``"frozen"``
+            (buffers, such as running statistics, still follow the data);
             or ``"frozen_after_first"``, trained in the first experience only (Hemati et al. 2023,
             arXiv 2306.10724).
         multi_head: by default, each task generates a head of its own, and the model's outputs are
@@ -272,7 +273,7 @@ class HyperModel(MultiTaskModule):
             network = copy.deepcopy(self.target)
             _strip(network, {n for n, _ in self.target.named_parameters()} - self._trained_per_task)
             network.requires_grad_(True)
-            self.networks[str(number)] = network.train(self.training)
+            self.networks[str(number)] = network
         self._tasks[label] = number
 
     def _take_units(self, experience: CLExperience) -> None:

@@ -20,6 +20,11 @@ def labels_of(experience: CLExperience) -> list[int]:
     return [int(label) for label in experience.task_labels]
 
 
+def whole(experience: CLExperience) -> CLExperience:
+    """Of a piece of an experience in an online stream, the experience."""
+    return getattr(experience, "origin_experience", experience)
+
+
 def tasks_and_classes(experience: CLExperience) -> set[tuple[int, int]]:
     """The pairs of task label and class label that the experience has samples of.
 
@@ -32,7 +37,8 @@ def tasks_and_classes(experience: CLExperience) -> set[tuple[int, int]]:
     if target.is_floating_point():
         return {(int(t), d) for t in labels for d in range(target.numel())}
     if len(labels) == 1:
-        return {(int(labels[0]), int(c)) for c in experience.classes_in_this_experience}
+        classes = getattr(experience, "classes_in_this_experience", dataset.targets)
+        return {(int(labels[0]), int(c)) for c in classes}
     return {
         (int(t), int(c)) for t, c in zip(dataset.targets_task_labels, dataset.targets, strict=True)
     }

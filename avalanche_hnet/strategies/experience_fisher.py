@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 from avalanche_hnet.core.fisher import diagonal_fisher
 from avalanche_hnet.core.likelihoods import Likelihood
 from avalanche_hnet.models.hyper_model import HyperModel
+from avalanche_hnet.models.units import whole
 
 
 class ExperienceFisher:
@@ -23,7 +24,7 @@ class ExperienceFisher:
     def __init__(
         self, strategy: SupervisedTemplate, model: HyperModel, likelihood: Likelihood | None
     ) -> None:
-        self._dataset = strategy.experience.dataset.eval()
+        self._dataset = whole(strategy.experience).dataset.eval()
         self._batch_size = max(strategy.train_mb_size, strategy.eval_mb_size or 1)
         self._model = model
         self._likelihood = likelihood

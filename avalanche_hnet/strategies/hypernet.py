@@ -6,21 +6,21 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
-from avalanche.benchmarks import CLExperience
+from avalanche.benchmarks import OnlineCLExperience
 from avalanche.models.dynamic_optimizers import update_optimizer
 from avalanche.training.templates import SupervisedTemplate
 from avalanche.training.utils import _at_task_boundary
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from avalanche_hnet.core.checks import at_least
 from avalanche_hnet.core.likelihoods import Likelihood, resolve_likelihood
 from avalanche_hnet.core.lookahead import fresh_optimizer, optimizer_step, sgd_step
 from avalanche_hnet.core.movement import WeightMovement
 from avalanche_hnet.core.regularizers import Experience, Penalty, Regularizer
 from avalanche_hnet.metrics.publish import publish
 from avalanche_hnet.models.hyper_model import HyperModel
-from avalanche_hnet.models.units import labels_of
+from avalanche_hnet.models.units import labels_of, whole
+from avalanche_hnet.strategies.checks import check_arguments, check_optimizers, check_targets
 from avalanche_hnet.strategies.experience_fisher import ExperienceFisher
 
 Step = dict[Tensor, Tensor]
@@ -29,14 +29,14 @@ Step = dict[Tensor, Tensor]
 class HypernetTemplate(SupervisedTemplate):
     """Trains a :class:`HyperModel` on one task after the other.
 
-    Each iteration (von Oswald et al. 2020, arXiv 1906.00695, algorithm 1):
+    Each iteration (von Oswald et al. 2020, arXiv 1906.00695, section 2):
 
     1. the gradient of the task's loss, with respect to θ (all that tasks share) and to the
        embeddings and other parameters of the experience's own tasks;
-    2. a step of the latter, which see the task's loss only. Those of earlier tasks are constant;
-    3. Δθ, the step that θ is about to make;
-    4. the gradient of the regulariser, which may look ahead to θ + Δθ;
-    5. a step of θ along the sum of both gradients.
+    2. Δθ, the step that θ's optimizer would take along it;
+    3. the gradient of the regulariser, which may look ahead to θ + Δθ;
+    4. a step of θ along the sum of both, and one of the experience's own parameters, which see the
+       task's loss only. Those of earlier tasks are constant.
 
     Without a regulariser this is fine-tuning. What plugins add to the loss before the backward
     pass belongs to the task's loss; in ``after_backward`` and ``before_update`` they find θ's full
@@ -48,7 +48,7 @@ class HypernetTemplate(SupervisedTemplate):
     regulariser's gradient and Δθ (where there is one). After each experience, for each task
     learned before or in it, ``WeightsMoved/Task000``: the distance of its generated weights from
     what they were when it was learned, relative to their norm (of large networks, estimated from
-    16,384 weights).
+    16,384 weights). Avalanche's own loss metrics show the task's loss.
 
     Args:
         model: the :class:`HyperModel`.
@@ -65,9 +65,13 @@ class HypernetTemplate(SupervisedTemplate):
         log_every: iterations between two published losses.
         **options: the other arguments of Avalanche's ``SupervisedTemplate``.
 
+    Attributes:
+        embedding_optimizer: the optimizer of the present experience's own parameters.
+
     Raises:
         TypeError, ValueError: if an argument is out of its range or contradicts another. At the
-            start of an experience: if it is empty, or its targets do not fit the outputs.
+            start of an experience: if it is empty, or its targets do not fit the outputs. While
+        training: if the loss is not finite.
     """
 
     optimized_param_id: dict[str, nn.Parameter] | None
@@ -85,24 +89,23 @@ class HypernetTemplate(SupervisedTemplate):
         log_every: int = 50,
         **options: Any,
     ) -> None:
-        _check(model, regularizer, clip_grad_norm, train_from_scratch, log_every)
-        _check_optimizers(optimizer, embedding_optimizer, regularizer)
+        check_arguments(model, regularizer, clip_grad_norm, train_from_scratch, log_every)
+        check_optimizers(optimizer, embedding_optimizer, regularizer)
         if likelihood is not None and not isinstance(likelihood, Likelihood):
             raise TypeError(f"likelihood must be a Likelihood, got {likelihood!r}")
         super().__init__(model=model, optimizer=optimizer, **options)
-        if regularizer is not None:
-            regularizer.require(model.hypernetwork)
         self.regularizer = regularizer
         self.clip_grad_norm = clip_grad_norm
         self.train_from_scratch = train_from_scratch
         self.likelihood = likelihood
         self.log_every = log_every
         self._make_embedding_optimizer = embedding_optimizer
-        self._embedding_optimizer: Optimizer | None = None
+        self.embedding_optimizer: Optimizer | None = None
         self._fisher_likelihood: Likelihood | None = None
         self._regularized: dict[str, nn.Parameter] = {}
         self._previous: list[nn.Parameter] = []
         self._not_theta: list[nn.Parameter] = []
+        self._n_pieces = 0
         self._initial: dict[str, Tensor] = {}
         self._movement = WeightMovement()
         self._to_publish: dict[str, Tensor] = {}
@@ -128,14 +131,14 @@ class HypernetTemplate(SupervisedTemplate):
         _complete_state(self.optimizer)
         if own:
             make = self._make_embedding_optimizer
-            self._embedding_optimizer = (
+            self.embedding_optimizer = (
                 fresh_optimizer(self.optimizer, own) if make is None else make(own)
             )
 
     def criterion(self) -> Tensor:
         """The loss, after a check of the targets at the start of an experience."""
         if self.is_training and self.clock.train_exp_iterations == 0:
-            _check_targets(self)
+            check_targets(self)
         loss: Tensor = super().criterion()
         return loss
 
@@ -146,6 +149,12 @@ class HypernetTemplate(SupervisedTemplate):
             regularizer = None
         lookahead = None if regularizer is None else regularizer.lookahead
         differentiable = regularizer is not None and regularizer.differentiable_lookahead
+        if not self.loss.isfinite().all():
+            raise ValueError(
+                f"the loss is not finite at iteration {self.clock.train_exp_iterations} of "
+                f"experience {self.experience.current_experience}: {self.loss.sum().item()}; the "
+                "weights have not been updated with it. A smaller learning rate may help"
+            )
         gradients = self._task_gradients(differentiable)
 
         logs = self.clock.train_exp_iterations % self.log_every == 0
@@ -176,7 +185,7 @@ class HypernetTemplate(SupervisedTemplate):
 
     def optimizer_step(self) -> None:
         """A step of the experience's own parameters, and one of θ."""
-        own = self._embedding_optimizer
+        own = self.embedding_optimizer
         assert own is not None
         if self._make_embedding_optimizer is None:
             for group in own.param_groups:
@@ -221,7 +230,7 @@ class HypernetTemplate(SupervisedTemplate):
             model.hypernetwork,
             Experience(
                 protected=tuple(model.task_number(label) for label in earlier),
-                n_samples=len(_whole(self.experience).dataset),
+                n_samples=len(whole(self.experience).dataset),
                 owners=model.weight_owners(),
             ),
         )
@@ -238,7 +247,7 @@ class HypernetTemplate(SupervisedTemplate):
         super()._after_training_iteration(**kwargs)
 
     def _after_training_exp(self, **kwargs: Any) -> None:
-        if _at_task_boundary(self.experience, before=False):
+        if self._was_last_piece():
             self._take_in_experience()
         super()._after_training_exp(**kwargs)
 
@@ -252,6 +261,16 @@ class HypernetTemplate(SupervisedTemplate):
         for task, distance in self._movement.distances(model.hypernetwork).items():
             name = f"Hypernet/WeightsMoved/Task{model.task_labels[task]:03}"
             publish(self, self, name, distance)
+
+    def _was_last_piece(self) -> bool:
+        """Whether the experience is over: streams in small pieces have many with one boundary."""
+        experience = self.experience
+        if not (isinstance(experience, OnlineCLExperience) and experience.access_task_boundaries):
+            return True
+        if experience.is_first_subexp:
+            self._n_pieces = 0
+        self._n_pieces += 1
+        return bool(self._n_pieces == experience.sub_stream_length)
 
     def _own_parameters(self) -> list[nn.Parameter]:
         """Embeddings and other parameters of the experience's own tasks."""
@@ -367,80 +386,6 @@ class HypernetTemplate(SupervisedTemplate):
             if norm > 0 and own_step > 0:
                 values["RegularizerStepCosine"] = product / (norm * own_step)
         return values
-
-
-def _whole(experience: CLExperience) -> CLExperience:
-    """Of a piece of an experience in an online stream, the experience."""
-    return getattr(experience, "origin_experience", experience)
-
-
-def _check(
-    model: HyperModel,
-    regularizer: Regularizer | None,
-    clip_grad_norm: float | None,
-    train_from_scratch: bool,
-    log_every: int,
-) -> None:
-    if not isinstance(model, HyperModel):
-        raise TypeError(f"model must be a HyperModel, got {type(model).__name__}")
-    if regularizer is not None and not isinstance(regularizer, Regularizer):
-        raise TypeError(
-            "regularizer must be a Regularizer, such as FixedTarget(), or None, got "
-            f"{regularizer!r}"
-        )
-    if clip_grad_norm is not None and not 0 < clip_grad_norm < float("inf"):
-        raise ValueError(f"clip_grad_norm must be positive and finite, got {clip_grad_norm}")
-    at_least(1, log_every=log_every)
-    if regularizer is None:
-        return
-    regularizer.require(model.hypernetwork)
-    if train_from_scratch:
-        raise ValueError(
-            "train_from_scratch=True does not go with a regularizer, which would protect weights "
-            "that are thrown away; leave regularizer at None"
-        )
-    if regularizer.mask_heads and not model.multi_head:
-        raise ValueError(
-            "mask_heads=True of the regularizer needs a model with multi_head=True: otherwise "
-            "each task generates its own head"
-        )
-
-
-def _check_optimizers(
-    optimizer: Optimizer, embedding_optimizer: object, regularizer: Regularizer | None
-) -> None:
-    if not isinstance(optimizer, Optimizer):
-        raise TypeError(f"optimizer must be an Optimizer, got {optimizer!r}")
-    if embedding_optimizer is not None and not callable(embedding_optimizer):
-        raise TypeError(
-            "embedding_optimizer must be a function that makes an optimizer of parameters, such as "
-            f"functools.partial(torch.optim.Adam, lr=1e-3), got {embedding_optimizer!r}"
-        )
-    if embedding_optimizer is None:
-        fresh_optimizer(optimizer, [nn.Parameter(torch.zeros(1))])  # or say what to do
-    if regularizer is not None and regularizer.differentiable_lookahead:
-        matrix = nn.Parameter(torch.ones(2, 2))
-        trial = fresh_optimizer(optimizer, [matrix])
-        optimizer_step(trial, {matrix: torch.ones(2, 2, requires_grad=True)}, differentiable=True)
-
-
-def _check_targets(strategy: HypernetTemplate) -> None:
-    outputs, targets, criterion = strategy.mb_output, strategy.mb_y, strategy._criterion
-    if isinstance(criterion, nn.MSELoss) and targets.shape != outputs.shape:
-        raise ValueError(
-            f"targets have the shape {tuple(targets.shape)}, but the outputs "
-            f"{tuple(outputs.shape)}; they must be the same"
-        )
-    if not isinstance(criterion, nn.CrossEntropyLoss) or targets.is_floating_point():
-        return
-    known = getattr(strategy.experience, "classes_in_this_experience", targets.unique().tolist())
-    classes = {int(c) for c in known} - {criterion.ignore_index}
-    if classes and not 0 <= min(classes) <= max(classes) < outputs.shape[1]:
-        raise ValueError(
-            f"targets are class labels from {min(classes)} to {max(classes)}, but the model has "
-            f"{outputs.shape[1]} outputs; give the target more, or count the classes of each "
-            "experience from zero (class_ids_from_zero_in_each_exp=True)"
-        )
 
 
 def _accumulate(parameter: nn.Parameter, gradient: Tensor) -> None:

@@ -74,8 +74,15 @@ class EWC(Regularizer):
         self._earlier = (
             [self.posterior.ewc_term()]
             if self.online
-            else [Quadratic(term["weights"], term["centres"]) for term in self._experiences]
+            else [self._penalty_of(term) for term in self._experiences]
         )
+
+    def _penalty_of(self, term: Mapping[str, Mapping[str, Tensor]]) -> Quadratic:
+        device = self._required_hypernetwork().output.weight.device
+        weights, centres = (
+            {n: t.to(device) for n, t in term[kind].items()} for kind in ("weights", "centres")
+        )
+        return Quadratic(weights, centres)
 
     @property
     def is_active(self) -> bool:

@@ -85,7 +85,10 @@ class FixedTarget(OutputRegularizer):
         found = super().penalty(moved)
         if not through_change:
             return found
-        return found._replace(change_gradients={n: found.gradients[n] for n in change or {}})
+        of_change = {
+            n: found.gradients.get(n, torch.zeros_like(c)) for n, c in (change or {}).items()
+        }
+        return found._replace(change_gradients=of_change)
 
     @property
     def _is_quadratic(self) -> bool:

@@ -19,7 +19,8 @@ class Jacobian(OutputRegularizer):
 
     von Oswald et al. 2020 (arXiv 1906.00695), appendix. The Jacobian is never formed: one
     forward-mode derivative along Δθ serves all tasks, and its gradient is taken by reverse mode
-    over it.
+    over it. Small steps one by one may still add up, so
+    :class:`FixedTarget` protects better.
 
     Args:
         beta: strength β.

@@ -143,13 +143,14 @@ class OutputRegularizer(Regularizer):
         own = {n: p.detach().requires_grad_() for n, p in parameters.items()}
         moved = {n: c.detach().requires_grad_(through_change) for n, c in (change or {}).items()}
         wanted = [*own.values(), *(moved.values() if through_change else ())]
+        trained_change = {n: c for n, c in moved.items() if n in own}
         tasks = self._draw_tasks()
         value: Tensor | None = None
         total: list[Tensor | None] = [None] * len(wanted)
         # No dropout: what is protected are the weights that evaluation uses.
         with evaluating(self._trunk), torch.enable_grad():
             for group in self._groups(tasks):
-                part = self.beta / len(tasks) * self._sum_of_squares(group, own, moved)
+                part = self.beta / len(tasks) * self._sum_of_squares(group, own, trained_change)
                 gradients = torch.autograd.grad(part, wanted, allow_unused=True)
                 total = [_plus(t, g) for t, g in zip(total, gradients, strict=True)]
                 value = _plus(value, part.detach())

@@ -16,7 +16,8 @@ class ValuePreserving(OutputRegularizer):
     """Deviations d_j = h(e_j, θ + Δθ) − h(e_j, θ): what the coming step would change.
 
     von Oswald et al. 2020 (arXiv 1906.00695), appendix. The gradient is that of the whole
-    expression, both occurrences of θ included.
+    expression, both occurrences of θ included. Small steps one by one may still add up, so
+    :class:`FixedTarget` protects better.
 
     Args:
         beta: strength β.

@@ -1,0 +1,88 @@
+"""What is refused before a hypernetwork is trained."""
+
+from __future__ import annotations
+
+import torch
+from avalanche.training.templates import SupervisedTemplate
+from torch import nn
+from torch.optim import Optimizer
+
+from avalanche_hnet.core.checks import at_least
+from avalanche_hnet.core.lookahead import fresh_optimizer, optimizer_step
+from avalanche_hnet.core.regularizers import Regularizer
+from avalanche_hnet.models.hyper_model import HyperModel
+
+
+def check_arguments(
+    model: HyperModel,
+    regularizer: Regularizer | None,
+    clip_grad_norm: float | None,
+    train_from_scratch: bool,
+    log_every: int,
+) -> None:
+    """Refuse arguments of ``HypernetTemplate`` that are out of range or contradict each other."""
+    if not isinstance(model, HyperModel):
+        raise TypeError(f"model must be a HyperModel, got {type(model).__name__}")
+    if regularizer is not None and not isinstance(regularizer, Regularizer):
+        raise TypeError(
+            "regularizer must be a Regularizer, such as FixedTarget(), or None, got "
+            f"{regularizer!r}"
+        )
+    if clip_grad_norm is not None and not 0 < clip_grad_norm < float("inf"):
+        raise ValueError(f"clip_grad_norm must be positive and finite, got {clip_grad_norm}")
+    at_least(1, log_every=log_every)
+    if regularizer is None:
+        return
+    regularizer.require(model.hypernetwork)
+    if train_from_scratch:
+        raise ValueError(
+            "train_from_scratch=True does not go with a regularizer, which would protect weights "
+            "that are thrown away; leave regularizer at None"
+        )
+    if regularizer.mask_heads and not model.multi_head:
+        raise ValueError(
+            "mask_heads=True of the regularizer needs a model with multi_head=True: otherwise "
+            "each task generates its own head"
+        )
+
+
+def check_optimizers(
+    optimizer: Optimizer, embedding_optimizer: object, regularizer: Regularizer | None
+) -> None:
+    """Refuse optimizers of which another, or a differentiable step, is needed and not to be had."""
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(f"optimizer must be an Optimizer, got {optimizer!r}")
+    if embedding_optimizer is not None and not callable(embedding_optimizer):
+        raise TypeError(
+            "embedding_optimizer must be a function that makes an optimizer of parameters, such as "
+            f"functools.partial(torch.optim.Adam, lr=1e-3), got {embedding_optimizer!r}"
+        )
+    if embedding_optimizer is None:
+        fresh_optimizer(optimizer, [nn.Parameter(torch.zeros(1))])  # or say what to do
+    if regularizer is not None and regularizer.differentiable_lookahead:
+        matrix = nn.Parameter(torch.ones(2, 2))
+        try:
+            trial = fresh_optimizer(optimizer, [matrix])
+        except ValueError:  # then the first step that looks ahead will tell
+            return
+        optimizer_step(trial, {matrix: torch.ones(2, 2, requires_grad=True)}, differentiable=True)
+
+
+def check_targets(strategy: SupervisedTemplate) -> None:
+    """Refuse targets that do not fit the model's outputs."""
+    outputs, targets, criterion = strategy.mb_output, strategy.mb_y, strategy._criterion
+    if isinstance(criterion, nn.MSELoss) and targets.shape != outputs.shape:
+        raise ValueError(
+            f"targets have the shape {tuple(targets.shape)}, but the outputs "
+            f"{tuple(outputs.shape)}; they must be the same"
+        )
+    if not isinstance(criterion, nn.CrossEntropyLoss) or targets.is_floating_point():
+        return
+    known = getattr(strategy.experience, "classes_in_this_experience", targets.unique().tolist())
+    classes = {int(c) for c in known} - {criterion.ignore_index}
+    if classes and not 0 <= min(classes) <= max(classes) < outputs.shape[1]:
+        raise ValueError(
+            f"targets are class labels from {min(classes)} to {max(classes)}, but the model has "
+            f"{outputs.shape[1]} outputs; give the target more, or count the classes of each "
+            "experience from zero (class_ids_from_zero_in_each_exp=True)"
+        )
