@@ -58,13 +58,19 @@ def draw_fits(benchmark: Regression1D, model: nn.Module, learned: list[int], tit
             dense = torch.from_numpy(inside).to(x)
             fit = avalanche_forward(model, dense, torch.full((len(dense),), task))
             error = (fit - torch.from_numpy(benchmark.functions[task](inside)).to(fit)).square()
-        axes.plot(inside, fit, color=colour, linewidth=2, label=f"task {task}, {error.mean():.1e}")
+        axes.plot(
+            inside,
+            fit,
+            color=colour,
+            linewidth=2,
+            label=f"task {task}, mean squared error {error.mean():.1e}",
+        )
     model.train(was_training)
     axes.plot([], [], "--", color="0.3", linewidth=1, label="true functions")
     axes.set_xlabel("x")
     axes.set_ylabel("y")
     axes.set_title(title)
-    axes.legend(title="fit, mean squared error", fontsize=8)
+    figure.legend(loc="outside lower center", ncols=2, fontsize=8)
     return figure
 
 

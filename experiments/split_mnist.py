@@ -8,6 +8,7 @@ upper bound).
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import tyro
@@ -42,20 +43,25 @@ class SplitMNISTOptions(Options):
     """Folder that holds MNIST/raw, or where to download it. Default: Avalanche's."""
 
 
+def make_benchmark(options: SplitMNISTOptions, seed: int) -> CLScenario:
+    """The stream of a seed."""
+    return SplitMNIST(
+        5,
+        seed=seed,
+        shuffle=options.shuffle_classes,
+        dataset_root=options.dataset_root,
+        **split_arguments(options.scenario),
+    )
+
+
 def main(options: SplitMNISTOptions) -> None:
     """Run the comparison."""
     require_mnist(options.dataset_root)
-
-    def benchmark(seed: int) -> CLScenario:
-        return SplitMNIST(
-            5,
-            seed=seed,
-            shuffle=options.shuffle_classes,
-            dataset_root=options.dataset_root,
-            **split_arguments(options.scenario),
-        )
-
-    compare("split-mnist", benchmark, with_strengths(options, EWC_LAMBDA, PRIOR_EWC_LAMBDA))
+    compare(
+        "split-mnist",
+        partial(make_benchmark, options),
+        with_strengths(options, EWC_LAMBDA, PRIOR_EWC_LAMBDA),
+    )
 
 
 if __name__ == "__main__":

@@ -15,20 +15,30 @@ needs_mnist = pytest.mark.skipif(
 )
 
 
-def average_accuracy(folder):
+def average_accuracy(folder, method="prior-ewc"):
     (run,) = folder.iterdir()
     summary = json.loads((run / "summary.json").read_text())
-    return summary["methods"]["prior-ewc"]["average_accuracy"]
+    return summary["methods"][method]["average_accuracy"]
 
 
 @needs_mnist
-def test_split_mnist_runs(tmp_path):
+@pytest.mark.parametrize(("method", "iterations"), [("prior-ewc", 30), ("hypernet", 150)])
+def test_split_mnist_runs(method, iterations, tmp_path):
     split_mnist.main(
         SplitMNISTOptions(
-            methods=("prior-ewc",), seeds=1, iterations=30, output=tmp_path, device="cpu"
+            methods=(method,), seeds=1, iterations=iterations, output=tmp_path, device="cpu"
         )
     )
-    assert average_accuracy(tmp_path) > 80
+    assert average_accuracy(tmp_path, method) > 80
+
+
+@needs_mnist
+def test_classes_in_order_if_not_shuffled():
+    for shuffle in (False, True):
+        options = SplitMNISTOptions(scenario="class", shuffle_classes=shuffle)
+        stream = split_mnist.make_benchmark(options, seed=0).train_stream
+        order = [sorted(e.classes_in_this_experience) for e in stream]
+        assert (order == [[0, 1], [2, 3], [4, 5], [6, 7], [8, 9]]) == (not shuffle)
 
 
 @pytest.mark.slow
@@ -38,6 +48,15 @@ def test_split_mnist_runs(tmp_path):
 def test_split_mnist_task_incremental(hidden, accuracy, tmp_path):
     split_mnist.main(SplitMNISTOptions(methods=("prior-ewc",), hidden=hidden, output=tmp_path))
     assert average_accuracy(tmp_path) >= accuracy
+
+
+@pytest.mark.slow
+@needs_mnist
+@pytest.mark.timeout(3600)
+def test_split_mnist_through_a_hypernetwork(tmp_path):
+    options = {"hidden": (400, 400), "batch_size": 128, "shuffle_classes": False}
+    split_mnist.main(SplitMNISTOptions(methods=("hypernet",), output=tmp_path, **options))
+    assert average_accuracy(tmp_path, "hypernet") >= 99.79
 
 
 @pytest.mark.slow

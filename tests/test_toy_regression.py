@@ -72,6 +72,15 @@ def test_seeds_repeat_and_differ(tmp_path):
     assert runs[0] == runs[1] != runs[2]
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_published_errors(tmp_path):
+    """Those of von Oswald et al. 2020, in the authors' setting."""
+    results = [learn(ToyRegressionOptions(), seed, tmp_path / str(seed)) for seed in range(5)]
+    finals = np.median([errors[-1] for errors in results], axis=0)
+    assert (finals <= [0.0042, 0.0024, 0.0061]).all(), finals
+
+
 TARGET = main_network(options(), 1)
 
 

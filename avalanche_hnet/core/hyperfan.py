@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
-from math import nan
+from math import nan, prod
 
 import torch
 from torch import Tensor, nn
 
+from avalanche_hnet.core.pairs import Concatenate
 from avalanche_hnet.core.weight_layout import WeightLayout
 
 _NORMALISATION = (
@@ -48,7 +49,7 @@ def wanted_statistics(
             mean, variance = float(name == "weight"), 0.0 if by_weight else nan
         elif isinstance(module, _WEIGHTED) and name == "weight":
             has_bias = full_name.removesuffix("weight") + "bias" in layout.shapes
-            mean, variance = 0.0, 2 / shape[1:].numel() / (2 if has_bias and by_weight else 1)
+            mean, variance = 0.0, 2 / _fan_in(module) / (2 if has_bias and by_weight else 1)
         elif isinstance(module, _WEIGHTED) and name == "bias":
             mean, variance = 0.0, 1.0 if by_weight else nan
         else:
@@ -56,6 +57,15 @@ def wanted_statistics(
         means.append(torch.full((shape.numel(),), mean).to(own))
         variances.append(torch.full((shape.numel(),), variance).to(own))
     return torch.cat(means), torch.cat(variances)
+
+
+def _fan_in(layer: nn.Module) -> float:
+    """How many inputs a unit sums up; of a transposed convolution, on average."""
+    assert isinstance(layer, _WEIGHTED)
+    if isinstance(layer, nn.modules.conv._ConvTransposeNd):
+        n_inputs = len(layer.weight) // layer.groups
+        return n_inputs * prod(layer.kernel_size) / prod(layer.stride)
+    return layer.weight[0].numel()
 
 
 @torch.no_grad()
@@ -82,7 +92,7 @@ def initialise(
         if isinstance(module, nn.Linear):
             _uniform(module.weight, torch.tensor(1 / (module.in_features * second_moment)))
             nn.init.zeros_(module.bias)
-        elif not isinstance(module, nn.Dropout):
+        elif not isinstance(module, (nn.Dropout, Concatenate)):
             second_moment = _second_moment(module)
     _uniform(output.weight, variance[:, None] / (output.in_features * second_moment))
     nn.init.zeros_(output.bias)

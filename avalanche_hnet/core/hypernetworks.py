@@ -16,6 +16,7 @@ from torch.nn.utils.parametrizations import spectral_norm as normalise_spectrall
 
 from avalanche_hnet.core import hyperfan
 from avalanche_hnet.core.checks import at_least, not_negative, one_of
+from avalanche_hnet.core.pairs import Concatenate, LinearOfPairs, linear
 from avalanche_hnet.core.weight_layout import WeightLayout
 
 HypernetInit = Literal["default", "hyperfan"]
@@ -179,9 +180,17 @@ class HyperNetwork(nn.Module):
 
     def add_task(self) -> int:
         """Add the embedding of a new task and return its number."""
-        key = 2 * self.n_tasks
-        self.embeddings.append(self._draw((self.embedding_dim,), self.embedding_std, key))
+        embedding, *_ = self._draw_task(self.n_tasks)
+        self.embeddings.append(embedding)
         return self.n_tasks - 1
+
+    @torch.no_grad()
+    def reset_task(self, task: int) -> None:
+        """Put the parameters of one task back to their initial values."""
+        for parameter, initial in zip(
+            self.task_parameters(task).values(), self._draw_task(task), strict=True
+        ):
+            parameter.copy_(initial)
 
     def task_parameters(self, task: int) -> dict[str, nn.Parameter]:
         """The parameters that belong to one task, by name."""
@@ -256,9 +265,9 @@ class HyperNetwork(nn.Module):
             return self.trunk(inputs)
         for position, module in enumerate(self.trunk):
             prefix = f"trunk.{position}."
-            if isinstance(module, nn.Linear) and type(module) in (nn.Linear, _LinearOfPairs):
+            if isinstance(module, nn.Linear) and type(module) in (nn.Linear, LinearOfPairs):
                 weight = given.get(f"{prefix}weight", module.weight)
-                inputs = _linear(inputs, weight, given.get(f"{prefix}bias", module.bias))
+                inputs = linear(inputs, weight, given.get(f"{prefix}bias", module.bias))
                 continue
             own = {n.removeprefix(prefix): t for n, t in given.items() if n.startswith(prefix)}
             inputs = functional_call(module, own, (inputs,)) if own else module(inputs)
@@ -282,6 +291,10 @@ class HyperNetwork(nn.Module):
             if not 0 <= task < self.n_tasks:
                 raise ValueError(f"there is no task {task}: the hypernetwork has {self.n_tasks}")
         return numbers
+
+    def _draw_task(self, task: int) -> list[nn.Parameter]:
+        """Initial values of :meth:`task_parameters`."""
+        return [self._draw((self.embedding_dim,), self.embedding_std, key=2 * task)]
 
     def _draw(self, shape: tuple[int, ...], std: float, key: int) -> nn.Parameter:
         """Normal values that depend on the seed and ``key`` alone, whenever they are drawn."""
@@ -363,10 +376,15 @@ class ChunkedHyperNetwork(HyperNetwork):
     def add_task(self) -> int:
         """Add the embedding (and chunk embeddings) of a new task and return its number."""
         if self.task_specific_chunk_embeddings:
-            shape = (self.n_chunks, self._chunk_embedding_dim)
-            key = 2 * self.n_tasks + 1
-            self.task_chunk_embeddings.append(self._draw(shape, self.chunk_embedding_std, key))
+            self.task_chunk_embeddings.append(self._draw_task(self.n_tasks)[1])
         return super().add_task()
+
+    def _draw_task(self, task: int) -> list[nn.Parameter]:
+        drawn = super()._draw_task(task)
+        if self.task_specific_chunk_embeddings:
+            shape = (self.n_chunks, self._chunk_embedding_dim)
+            drawn.append(self._draw(shape, self.chunk_embedding_std, key=2 * task + 1))
+        return drawn
 
     def task_parameters(self, task: int) -> dict[str, nn.Parameter]:
         """The parameters that belong to one task, by name."""
@@ -376,7 +394,7 @@ class ChunkedHyperNetwork(HyperNetwork):
         return own
 
     def _first_module(self, n_inputs: int, n_outputs: int | None = None) -> list[nn.Module]:
-        return [_Concatenate()] if n_outputs is None else [_LinearOfPairs(n_inputs, n_outputs)]
+        return [Concatenate()] if n_outputs is None else [LinearOfPairs(n_inputs, n_outputs)]
 
     def embed(
         self,
@@ -416,27 +434,3 @@ def _require_factory(activation: object) -> None:
             "activation must make a module when it is called without arguments, such as "
             f"torch.nn.ReLU, got {activation!r}, which makes {module!r}"
         )
-
-
-class _Concatenate(nn.Module):
-    """[a, b] for all pairs of vectors a (…, A) and b (…, B), which are broadcast."""
-
-    def forward(self, pair: tuple[Tensor, Tensor]) -> Tensor:
-        shape = torch.broadcast_shapes(pair[0].shape[:-1], pair[1].shape[:-1])
-        return torch.cat([part.expand(*shape, -1) for part in pair], dim=-1)
-
-
-class _LinearOfPairs(nn.Linear):
-    """A linear layer of [a, b] for all pairs of vectors, which are broadcast."""
-
-    def forward(self, pair: tuple[Tensor, Tensor]) -> Tensor:  # type: ignore[override]
-        return _linear(pair, self.weight, self.bias)
-
-
-def _linear(inputs: Tensor | tuple[Tensor, Tensor], weight: Tensor, bias: Tensor) -> Tensor:
-    """A linear layer; of pairs [a, b], every a and every b is multiplied once only."""
-    if isinstance(inputs, Tensor):
-        return F.linear(inputs, weight, bias)
-    a, b = inputs
-    of_a, of_b = weight.split([a.shape[-1], b.shape[-1]], dim=1)
-    return F.linear(a, of_a) + F.linear(b, of_b, bias)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -26,9 +28,18 @@ class WeightMovement:
     def distances(self, hypernetwork: HyperNetwork) -> dict[int, float]:
         """The distance of each task that was learned."""
         return {
-            task: float((self._weights(hypernetwork, task) - learned).norm() / learned.norm())
+            task: float((now - learned.to(now)).norm() / learned.norm())
             for task, learned in self._learned.items()
+            for now in [self._weights(hypernetwork, task)]
         }
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Remembered weights, by task."""
+        return {str(task): weights for task, weights in self._learned.items()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Remember what :meth:`state_dict` has."""
+        self._learned = {int(task): weights.clone() for task, weights in state.items()}
 
     @staticmethod
     @torch.no_grad()

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from avalanche_hnet.core.hypernetworks import HyperNetwork
-from avalanche_hnet.core.snapshot import is_unchanged, snapshot
 
 # At most so many weights are kept, of the tasks that were used last (256 MiB of float32).
 _BUDGET = 2**26
@@ -19,7 +18,8 @@ class WeightCache:
     """Weights that a hypernetwork in evaluation mode generates without gradients.
 
     The values of all its parameters and buffers are compared with those at the time of generation,
-    so that no way of changing them goes unnoticed. That costs one pass over the hypernetwork.
+    so that no way of changing them goes unnoticed (exchanging its modules does). That costs one
+    pass over the hypernetwork, which with chunks is much less than generating.
     """
 
     def __init__(self) -> None:
@@ -29,9 +29,9 @@ class WeightCache:
     @torch.no_grad()
     def get(self, hypernetwork: HyperNetwork, tasks: list[int]) -> Tensor:
         """Weights (T, W) of T tasks, not to be changed in place."""
-        if not is_unchanged(hypernetwork, self._before):
+        if not _is_unchanged(hypernetwork, self._before):
             self.clear()
-            self._before = snapshot(hypernetwork)
+            self._before = _snapshot(hypernetwork)
         missing = [task for task in tasks if task not in self._weights]
         if missing:
             # Copies, so that none keeps the memory of all.
@@ -51,3 +51,20 @@ class WeightCache:
 
     def __getstate__(self) -> dict[str, Any]:
         return WeightCache().__dict__
+
+
+def _snapshot(hypernetwork: HyperNetwork) -> dict[str, Tensor]:
+    """Copies of all its parameters and buffers, by name."""
+    tensors = dict(hypernetwork.named_parameters()) | dict(hypernetwork.named_buffers())
+    return {name: tensor.detach().clone() for name, tensor in tensors.items()}
+
+
+def _is_unchanged(hypernetwork: HyperNetwork, before: dict[str, Tensor]) -> bool:
+    """Whether all parameters and buffers have the values of the snapshot."""
+    tensors = dict(hypernetwork.named_parameters()) | dict(hypernetwork.named_buffers())
+    return tensors.keys() == before.keys() and all(
+        tensor.device == before[name].device
+        and tensor.dtype == before[name].dtype
+        and torch.equal(tensor, before[name])
+        for name, tensor in tensors.items()
+    )

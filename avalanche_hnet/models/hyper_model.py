@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Mapping, Sequence
-from operator import attrgetter
+from collections.abc import Mapping, Sequence
+from operator import attrgetter, index
 from typing import Any, Literal
 
 import torch
 from avalanche.benchmarks import CLExperience
-from avalanche.models import DynamicModule, MultiTaskModule
+from avalanche.models import MultiTaskModule
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from avalanche_hnet.core.checks import one_of
 from avalanche_hnet.core.deviation import SHARED, UNUSED
 from avalanche_hnet.core.hypernetworks import HyperNetwork
+from avalanche_hnet.core.movement import WeightMovement
 from avalanche_hnet.core.undisturbed import evaluating
 from avalanche_hnet.core.weight_cache import WeightCache
-from avalanche_hnet.models.units import labels_of, tasks_and_classes
+from avalanche_hnet.models.main_network import (
+    aliases_of,
+    find_output_layer,
+    release_weights,
+    renew_weights,
+    require_fit,
+    strip,
+)
+from avalanche_hnet.models.units import SelectUnits, labels_of, select_units, tasks_and_classes
 
 Remaining = Literal["shared", "per_task", "frozen", "frozen_after_first"]
 
@@ -39,10 +48,10 @@ class HyperModel(MultiTaskModule):
         target: the main network.
         hypernetwork: made for this target. It may generate a part of the parameters only.
         remaining: what happens to parameters that require grad and are not generated: ``"shared"``,
-            trained by all tasks; ``"per_task"``, each task trains a copy of its own; ``"frozen"``
-            (buffers, such as running statistics, still follow the data);
-            or ``"frozen_after_first"``, trained in the first experience only (Hemati et al. 2023,
-            arXiv 2306.10724).
+            trained by all tasks, which no regulariser of the hypernetwork protects;
+            ``"per_task"``, each task trains a copy of its own; ``"frozen"`` (buffers, such as
+            running statistics, still follow the data); or ``"frozen_after_first"``, trained in
+            the first experience only (Hemati et al. 2023, arXiv 2306.10724).
         multi_head: by default, each task generates a head of its own, and the model's outputs are
             the target's. With ``multi_head``, the target has one wide output layer, of which each
             pair of task and class (in regression: component of the target) takes a unit when it is
@@ -71,7 +80,7 @@ class HyperModel(MultiTaskModule):
         mask_value: float = -1000.0,
     ) -> None:
         one_of(Remaining, remaining=remaining)
-        _require_fit(target, hypernetwork)
+        require_fit(target, hypernetwork)
         if output_layer is not None and not multi_head:
             raise ValueError(f"output_layer={output_layer!r} needs multi_head=True")
         super().__init__()
@@ -80,11 +89,11 @@ class HyperModel(MultiTaskModule):
         self.mask_value = mask_value
         self.hypernetwork = hypernetwork
         if multi_head:
-            self._output_layer = _find_output_layer(target, output_layer)
+            self._output_layer = find_output_layer(target, output_layer)
             self.n_units = len(attrgetter(f"{self._output_layer}.weight".lstrip("."))(target))
-        self._aliases = _aliases(target)
+        self._aliases = aliases_of(target)
         self.target = copy.deepcopy(target)
-        _strip(self.target, hypernetwork.layout.shapes)
+        strip(self.target, hypernetwork.layout.shapes)
         not_generated = dict(self.target.named_parameters())
         trained_per_task = {n for n, p in not_generated.items() if p.requires_grad}
         self._trained_per_task = trained_per_task if remaining == "per_task" else set()
@@ -100,6 +109,7 @@ class HyperModel(MultiTaskModule):
         self._trained: set[int] = set()  # labels
         self._units: list[tuple[int, int]] = []  # task and class label of each unit taken
         self._has_trained = False
+        self.movement = WeightMovement()
         self._cache = WeightCache()
 
     @property
@@ -134,6 +144,15 @@ class HyperModel(MultiTaskModule):
             own |= {f"networks.{number}.{n}": p for n, p in network.named_parameters()}
         return own
 
+    def reset_task(self, label: int) -> None:
+        """Put all that belongs to one task back to its initial values, buffers included."""
+        number = self.task_number(label)
+        self.hypernetwork.reset_task(number)
+        if self._has_state:
+            initial = self.target.state_dict()
+            network = self.networks[str(number)]
+            network.load_state_dict({name: initial[name] for name in network.state_dict()})
+
     def adaptation(self, experience: CLExperience) -> None:
         """Take in the experience's tasks; in training, its classes, too.
 
@@ -165,8 +184,8 @@ class HyperModel(MultiTaskModule):
         """
         if task_labels is None:
             return self.forward_all_tasks(x)
-        if isinstance(task_labels, int):
-            return self.forward_single_task(x, task_labels)
+        if not isinstance(task_labels, Tensor):
+            return self.forward_single_task(x, index(task_labels))
         labels = task_labels.unique().tolist()
         if len(labels) == 1:
             return self.forward_single_task(x, int(labels[0]))
@@ -175,8 +194,8 @@ class HyperModel(MultiTaskModule):
         weights = self._weights(labels)
         chosen = [(task_labels == label).nonzero()[:, 0] for label in labels]
         outputs = [
-            self._run(x[index], label, flat)
-            for index, label, flat in zip(chosen, labels, weights, strict=True)
+            self._run(x[rows], label, flat)
+            for rows, label, flat in zip(chosen, labels, weights, strict=True)
         ]
         return torch.cat(outputs)[torch.cat(chosen).argsort()]
 
@@ -202,7 +221,7 @@ class HyperModel(MultiTaskModule):
                 setattr(network.get_submodule(prefix), last, own[name])
         if not self.multi_head:
             return network
-        return nn.Sequential(network, _Units(*self._units_of(task_label), self.mask_value))
+        return nn.Sequential(network, SelectUnits(*self._units_of(task_label), self.mask_value))
 
     def weight_owners(self) -> Tensor | None:
         """For each generated weight (W,) the number of the task whose output unit it belongs to.
@@ -215,13 +234,21 @@ class HyperModel(MultiTaskModule):
         of_units = torch.full((self.n_units,), UNUSED)
         for unit, (label, _) in enumerate(self._units):
             of_units[unit] = self._tasks[label]
-        prefix = f"{self._output_layer}." if self._output_layer else ""
         owners = {}
         for name, shape in self.hypernetwork.layout.shapes.items():
             owners[name] = torch.full(shape, SHARED)
-            if name.startswith(prefix) and shape[:1] == (self.n_units,):
+            if name in self.generated_heads and shape[:1] == (self.n_units,):
                 owners[name] = of_units.view(-1, *[1] * (len(shape) - 1)).expand(shape)
         return self.hypernetwork.layout.flatten(owners)
+
+    @property
+    def generated_heads(self) -> set[str]:
+        """Names of the generated parameters of the shared output layer; none if there is none."""
+        if not self.multi_head:
+            return set()
+        prefix = f"{self._output_layer}." if self._output_layer else ""
+        of_layer = {name for alias, name in self._aliases.items() if alias.startswith(prefix)}
+        return of_layer & self.hypernetwork.layout.shapes.keys()
 
     def active_elements(self, experience: CLExperience) -> dict[str, Tensor]:
         """All elements but those of other tasks, for :class:`PriorEWCPlugin`."""
@@ -241,6 +268,7 @@ class HyperModel(MultiTaskModule):
             "units": [list(unit) for unit in self._units],
             "max_class_label": self.max_class_label,
             "has_trained": self._has_trained,
+            "movement": self.movement.state_dict(),
         }
 
     def set_extra_state(self, state: Mapping[str, Any]) -> None:
@@ -260,6 +288,7 @@ class HyperModel(MultiTaskModule):
         self._trained = set(state["trained"])
         self.known_train_tasks_labels = set(state["trained"])
         self._has_trained = state["has_trained"]
+        self.movement.load_state_dict(state["movement"])
         self._units = [(label, class_) for label, class_ in state["units"]]
         self.max_class_label = state["max_class_label"]
 
@@ -271,7 +300,7 @@ class HyperModel(MultiTaskModule):
             self.hypernetwork.add_task()
         if self._has_state:
             network = copy.deepcopy(self.target)
-            _strip(network, {n for n, _ in self.target.named_parameters()} - self._trained_per_task)
+            strip(network, {n for n, _ in self.target.named_parameters()} - self._trained_per_task)
             network.requires_grad_(True)
             self.networks[str(number)] = network
         self._tasks[label] = number
@@ -300,7 +329,7 @@ class HyperModel(MultiTaskModule):
         numbers = [self.task_number(label) for label in labels]
         hypernetwork = self.hypernetwork
         may_be_kept = not (
-            hypernetwork.training
+            any(module.training for module in hypernetwork.modules())
             or torch.is_grad_enabled()
             or torch.is_autocast_enabled(hypernetwork.output.weight.device.type)
         )
@@ -315,12 +344,10 @@ class HyperModel(MultiTaskModule):
         arguments = {
             alias: parameters[name] for alias, name in self._aliases.items() if name in parameters
         }
-        for name in self._recurrent:  # which keep weights as long as they know of no others
-            layer: Any = network.get_submodule(name)
-            layer._flat_weight_refs = [_nothing] * len(layer._flat_weights_names)
+        renew_weights(network, self._recurrent)
         self._has_trained |= self.training and torch.is_grad_enabled()
         outputs: Tensor = functional_call(network, arguments, (x,), tie_weights=False)
-        _release_weights(network, self._recurrent)
+        release_weights(network, self._recurrent)
         if not self.multi_head:
             return outputs
         if outputs.shape[1] != self.n_units:
@@ -328,94 +355,9 @@ class HyperModel(MultiTaskModule):
                 f"the target has {outputs.shape[1]} outputs, but its layer {self._output_layer!r} "
                 f"has {self.n_units} units; name the output layer with output_layer"
             )
-        return _choose_units(outputs, *self._units_of(label), self.mask_value)
+        return select_units(outputs, *self._units_of(label), self.mask_value)
 
     def _units_of(self, label: int) -> tuple[list[int], list[int], int]:
         """Units and classes of a task, and the number of columns."""
         units = [(unit, c) for unit, (task, c) in enumerate(self._units) if task == label]
         return [u for u, _ in units], [c for _, c in units], self.max_class_label
-
-
-class _Units(nn.Module):
-    def __init__(
-        self, units: list[int], classes: list[int], n_columns: int, mask_value: float
-    ) -> None:
-        super().__init__()
-        self.arguments = (units, classes, n_columns, mask_value)
-
-    def forward(self, outputs: Tensor) -> Tensor:
-        return _choose_units(outputs, *self.arguments)
-
-
-def _choose_units(
-    outputs: Tensor, units: list[int], classes: list[int], n_columns: int, mask_value: float
-) -> Tensor:
-    """Columns (B, n_columns) by class of the task's own units in ``outputs`` (B, U)."""
-    if classes == list(range(n_columns)):
-        return outputs[:, units]
-    columns = [outputs.new_full(outputs.shape[:1], mask_value)] * n_columns
-    for unit, class_ in zip(units, classes, strict=True):
-        columns[class_] = outputs[:, unit]
-    return torch.stack(columns, dim=1)
-
-
-def _require_fit(target: nn.Module, hypernetwork: HyperNetwork) -> None:
-    if not isinstance(hypernetwork, HyperNetwork):
-        raise TypeError(f"hypernetwork must be a HyperNetwork, got {hypernetwork!r}")
-    shapes = {n: p.shape for n, p in target.named_parameters() if p.requires_grad}
-    for name, shape in hypernetwork.layout.shapes.items():
-        if shapes.get(name) != shape:
-            raise ValueError(
-                f"hypernetwork generates {name!r} of shape {tuple(shape)}, but the target has "
-                f"{'none' if name not in shapes else tuple(shapes[name])}; make the hypernetwork "
-                "for this target"
-            )
-    for name, module in target.named_modules():
-        if isinstance(module, DynamicModule):
-            raise ValueError(
-                f"target has a {type(module).__name__} ({name or 'itself'}), which grows with the "
-                "experiences; the weights that a hypernetwork generates are of fixed number. Use "
-                "a fixed output layer, with multi_head=True where the tasks are to share it"
-            )
-
-
-def _find_output_layer(target: nn.Module, name: str | None) -> str:
-    linear = [n for n, module in target.named_modules() if isinstance(module, nn.Linear)]
-    if name is None and not linear:
-        raise ValueError("target has no linear layer; name its output layer with output_layer")
-    if name is None:
-        return linear[-1]
-    if not isinstance(getattr(dict(target.named_modules()).get(name), "weight", None), Tensor):
-        raise ValueError(
-            f"output_layer={name!r} is no layer with weights of the target; its linear layers are "
-            f"{', '.join(linear)}"
-        )
-    return name
-
-
-def _aliases(target: nn.Module) -> dict[str, str]:
-    """All names of parameters, tied ones included, and the first name of each."""
-    first = {id(p): n for n, p in target.named_parameters()}
-    return {n: first[id(p)] for n, p in target.named_parameters(remove_duplicate=False)}
-
-
-def _strip(network: nn.Module, names: Collection[str]) -> None:
-    """Remove the parameters of these names, wherever they are used."""
-    tensors = {id(p) for n, p in network.named_parameters() if n in names}
-    for module in network.modules():
-        for name, parameter in module._parameters.items():
-            if id(parameter) in tensors:
-                module._parameters[name] = None
-    recurrent = [n for n, module in network.named_modules() if isinstance(module, nn.RNNBase)]
-    _release_weights(network, recurrent)
-
-
-def _nothing() -> None:
-    """In place of a weak reference to a weight."""
-
-
-def _release_weights(network: nn.Module, recurrent: list[str]) -> None:
-    """Make recurrent layers let go of the weights that they were last called with."""
-    for name in recurrent:
-        layer: Any = network.get_submodule(name)
-        layer._flat_weights = [None] * len(layer._flat_weights_names)

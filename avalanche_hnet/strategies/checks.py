@@ -44,6 +44,11 @@ def check_arguments(
             "mask_heads=True of the regularizer needs a model with multi_head=True: otherwise "
             "each task generates its own head"
         )
+    if regularizer.mask_heads and not model.generated_heads:
+        raise ValueError(
+            "mask_heads=True of the regularizer needs an output layer that is generated; the "
+            "hypernetwork's generate leaves it out"
+        )
 
 
 def check_optimizers(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from avalanche.benchmarks import OnlineCLExperience
@@ -15,7 +16,6 @@ from torch.optim import Optimizer
 
 from avalanche_hnet.core.likelihoods import Likelihood, resolve_likelihood
 from avalanche_hnet.core.lookahead import fresh_optimizer, optimizer_step, sgd_step
-from avalanche_hnet.core.movement import WeightMovement
 from avalanche_hnet.core.regularizers import Experience, Penalty, Regularizer
 from avalanche_hnet.metrics.publish import publish
 from avalanche_hnet.models.hyper_model import HyperModel
@@ -106,8 +106,9 @@ class HypernetTemplate(SupervisedTemplate):
         self._previous: list[nn.Parameter] = []
         self._not_theta: list[nn.Parameter] = []
         self._n_pieces = 0
-        self._initial: dict[str, Tensor] = {}
-        self._movement = WeightMovement()
+        self._initial = {n: p.detach().clone() for n, p in model.named_parameters()}
+        if not train_from_scratch:
+            self._initial = {}
         self._to_publish: dict[str, Tensor] = {}
 
     def make_optimizer(self, reset_optimizer_state: bool = False, **kwargs: Any) -> None:
@@ -150,11 +151,7 @@ class HypernetTemplate(SupervisedTemplate):
         lookahead = None if regularizer is None else regularizer.lookahead
         differentiable = regularizer is not None and regularizer.differentiable_lookahead
         if not self.loss.isfinite().all():
-            raise ValueError(
-                f"the loss is not finite at iteration {self.clock.train_exp_iterations} of "
-                f"experience {self.experience.current_experience}: {self.loss.sum().item()}; the "
-                "weights have not been updated with it. A smaller learning rate may help"
-            )
+            self._refuse(f"task's loss {self.loss.sum().item()}", "learning rate")
         gradients = self._task_gradients(differentiable)
 
         logs = self.clock.train_exp_iterations % self.log_every == 0
@@ -176,10 +173,12 @@ class HypernetTemplate(SupervisedTemplate):
                 assert self._fisher_likelihood is not None
                 scale = self._fisher_likelihood.criterion_scale(self._criterion, self.mb_output)
                 penalty = penalty.scaled(scale)
+            if not penalty.value.isfinite():
+                self._refuse(f"regulariser {penalty.value.item()}", "beta of the regulariser")
             penalty = penalty._replace(gradients=self._with_change(penalty, change))
             for name, gradient in penalty.gradients.items():
                 _accumulate(self._regularized[name], gradient)
-            _clip(self._regularized.values(), self.clip_grad_norm)
+            _clip(self._theta(), self.clip_grad_norm)
         if logs:
             self._to_publish = self._statistics(step, penalty)
 
@@ -226,6 +225,12 @@ class HypernetTemplate(SupervisedTemplate):
         self._previous = self._previous_embeddings()
         model, labels = self.model, labels_of(self.experience)
         earlier = [label for label in model.trained_task_labels if label not in labels]
+        if not earlier and self.clock.train_exp_counter and not self.regularizer.is_log_prior:
+            warnings.warn(
+                f"nothing is protected: all experiences so far have the task labels {labels}; give "
+                "each its own (return_task_id=True in Avalanche's benchmarks)",
+                stacklevel=2,
+            )
         self.regularizer.before_experience(
             model.hypernetwork,
             Experience(
@@ -257,8 +262,8 @@ class HypernetTemplate(SupervisedTemplate):
         if self.regularizer is not None:
             source = ExperienceFisher(self, model, self._fisher_likelihood)
             self.regularizer.after_experience(source, tasks)
-        self._movement.remember(model.hypernetwork, tasks)
-        for task, distance in self._movement.distances(model.hypernetwork).items():
+        model.movement.remember(model.hypernetwork, tasks)
+        for task, distance in model.movement.distances(model.hypernetwork).items():
             name = f"Hypernet/WeightsMoved/Task{model.task_labels[task]:03}"
             publish(self, self, name, distance)
 
@@ -299,7 +304,8 @@ class HypernetTemplate(SupervisedTemplate):
     def _previous_embeddings(self) -> list[nn.Parameter]:
         """Those of the protected tasks, if they are trained."""
         model, current = self.model, labels_of(self.experience)
-        if self.regularizer is None or not self.regularizer.train_previous_embeddings:
+        regularizer = self.regularizer
+        if regularizer is None or not (regularizer.train_previous_embeddings and regularizer.beta):
             return []
         return [
             parameter
@@ -307,6 +313,13 @@ class HypernetTemplate(SupervisedTemplate):
             if label not in current
             for parameter in model.hypernetwork.task_parameters(model.task_number(label)).values()
         ]
+
+    def _refuse(self, found: str, remedy: str) -> NoReturn:
+        raise ValueError(
+            f"the loss is not finite at iteration {self.clock.train_exp_iterations} of experience "
+            f"{self.experience.current_experience}: {found}; the weights have not been updated "
+            f"with it. A smaller {remedy} may help"
+        )
 
     def _theta(self) -> list[nn.Parameter]:
         return [p for group in self.optimizer.param_groups for p in group["params"]]
@@ -355,13 +368,12 @@ class HypernetTemplate(SupervisedTemplate):
         }
 
     def _start_from_scratch(self) -> None:
-        """Put what tasks share back to what it was before the first experience."""
-        shared = self._shared_parameters()
-        if not self._initial:
-            self._initial = {n: p.detach().clone() for n, p in shared.items()}
+        """Put what tasks share back to what it was at construction, and the experience's own."""
         with torch.no_grad():
-            for name, initial in self._initial.items():
-                shared[name].copy_(initial)
+            for name, parameter in self._shared_parameters().items():
+                parameter.copy_(self._initial[name])
+        for label in labels_of(self.experience):
+            self.model.reset_task(label)
 
     def _statistics(self, step: Step, penalty: Penalty | None) -> dict[str, Tensor]:
         """What is published of an iteration, before θ's step."""

@@ -15,7 +15,7 @@ from avalanche_hnet.core.lookahead import Lookahead
 
 
 class Penalty(NamedTuple):
-    """A regulariser's value and gradients, all multiplied by its strength β.
+    """A regulariser's value and gradients, its strength β included.
 
     Attributes:
         value: a scalar without graph.
@@ -149,8 +149,8 @@ class Regularizer(ABC):
         """Take in an experience of ``tasks`` that has been trained on."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What is carried from one experience to the next, in tensors."""
-        return {}
+        """What is carried from one experience to the next."""
+        return {"kind": type(self).__name__}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Become the regulariser of :meth:`state_dict`, before the next experience.
@@ -162,4 +162,8 @@ class Regularizer(ABC):
             raise ValueError(
                 f"state must have the keys {sorted(self.state_dict())} of "
                 f"{type(self).__name__}.state_dict(), got {sorted(state)}"
+            )
+        if state["kind"] != type(self).__name__:
+            raise ValueError(
+                f"state was made by {state['kind']}, but this is {type(self).__name__}"
             )

@@ -129,6 +129,7 @@ class EWC(Regularizer):
     def state_dict(self) -> dict[str, Any]:
         """The posterior, or all penalties."""
         return {
+            **super().state_dict(),
             "online": self.online,
             "posterior": self.posterior.state_dict(),
             "experiences": [{k: dict(v) for k, v in term.items()} for term in self._experiences],

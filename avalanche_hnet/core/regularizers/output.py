@@ -45,7 +45,7 @@ class OutputRegularizer(Regularizer):
         n_fisher: number of samples for the Fisher, drawn at random; all by default.
         tasks_per_step: regularise so many tasks, drawn at random in each step; all by default.
         form: ``"direct"``, ``"quadratic"``, or ``"auto"``, the one that should be faster.
-        generator: draws the tasks; by default one with a fixed seed.
+        generator: draws the tasks of each step; by default one with a fixed seed.
 
     Raises:
         TypeError, ValueError: if an argument is out of its range or contradicts another.
@@ -106,6 +106,12 @@ class OutputRegularizer(Regularizer):
                 f"owners must be a vector of {n_weights} numbers, one for each generated weight, "
                 f"got shape {tuple(experience.owners.shape)}"
             )
+        for task, values in self._fisher.items():
+            if values.shape != (n_weights,):
+                raise ValueError(
+                    f"the Fisher values of task {task} must be a vector of {n_weights} numbers, "
+                    f"one for each generated weight, got shape {tuple(values.shape)}"
+                )
         if self.needs_fisher and (unknown := set(experience.protected) - self._fisher.keys()):
             raise ValueError(
                 f"fisher_weights=True, but the Fisher of the tasks {sorted(unknown)} is not known: "
@@ -124,7 +130,7 @@ class OutputRegularizer(Regularizer):
         if self._protected and not self.train_previous_embeddings:
             with torch.no_grad():
                 self._embedded = hypernetwork.embed(self._protected)
-        self._rows = RowClasses(self._owners, hypernetwork.chunk_size)
+        self._rows: RowClasses | None = None
 
     @property
     def is_active(self) -> bool:
@@ -174,6 +180,7 @@ class OutputRegularizer(Regularizer):
     def state_dict(self) -> dict[str, Any]:
         """Fisher values by task, and the state of the generator."""
         return {
+            **super().state_dict(),
             "fisher": {str(task): values for task, values in self._fisher.items()},
             "generator": self._generator.get_state(),
         }
@@ -220,14 +227,17 @@ class OutputRegularizer(Regularizer):
         if self.form != "auto" or self.needs_fisher:
             return self.form == "quadratic"
         hypernetwork = self._required_hypernetwork()
-        n_vectors = len(self._protected) * hypernetwork.n_chunks
-        return n_vectors > hypernetwork.output.in_features
+        n_tasks = min(len(self._protected), self.tasks_per_step or len(self._protected))
+        return 2 * n_tasks * hypernetwork.n_chunks > hypernetwork.output.in_features
 
     def _sum_of_squares(
         self, tasks: list[int], parameters: Mapping[str, Tensor], change: Mapping[str, Tensor]
     ) -> Tensor:
         numbers = self._rows_of(tasks, self._numbers)
         if self._is_quadratic:
+            if self._rows is None:
+                chunk_size = self._required_hypernetwork().chunk_size
+                self._rows = RowClasses(self._owners, chunk_size)
             return self._deviation(tasks, parameters, change).sum_of_squares(self._rows, numbers)
         squares = self._deviating_weights(tasks, parameters, change).square()
         if self.mask_heads:
