@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 import torch
@@ -21,6 +21,23 @@ from avalanche_hnet import (
 )
 
 RegularizerName = Literal["fixed-target", "value-preserving", "jacobian", "ewc", "none"]
+
+_OF_OUTPUTS = {
+    "lookahead",
+    "differentiable_lookahead",
+    "mask_heads",
+    "fisher_weights",
+    "n_fisher",
+    "tasks_per_step",
+}
+# Which of the options each regulariser takes, besides the strength.
+OPTIONS: dict[RegularizerName, set[str]] = {
+    "fixed-target": _OF_OUTPUTS | {"train_previous_embeddings", "targets"},
+    "value-preserving": _OF_OUTPUTS,
+    "jacobian": _OF_OUTPUTS,
+    "ewc": {"online", "gamma", "n_fisher"},
+    "none": set(),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +78,7 @@ class HypernetOptions:
     activation: Literal["ReLU", "Sigmoid", "Tanh", "ELU"] = "ReLU"
     """Activation of the hypernetwork."""
     chunk_size: int | None = None
-    """Weights that are generated at a time. Default: all."""
+    """Weights that are generated at a time, at most all. Default: all."""
     chunk_embedding_dim: int = 32
     """Size of a chunk's embedding."""
     task_specific_chunk_embeddings: bool = False
@@ -77,7 +94,21 @@ class HypernetOptions:
     clip_grad_norm: float | None = None
     """Largest norm of the gradient."""
     train_from_scratch: bool = False
-    """Start each experience from the initial weights, without a regulariser."""
+    """Start each experience from the initial weights; needs the regularizer none."""
+
+    def __post_init__(self) -> None:
+        """Refuse options that would not be used."""
+        defaults = {f.name: f.default for f in fields(self)}
+        changed = {n for n, default in defaults.items() if getattr(self, n) != default}
+        unused = changed & (set().union(*OPTIONS.values()) - OPTIONS[self.regularizer])
+        if unused:
+            name = min(unused)
+            raise ValueError(
+                f"{name}={getattr(self, name)} does not go with regularizer={self.regularizer!r}, "
+                f"which takes {', '.join(sorted(OPTIONS[self.regularizer])) or 'no such options'}"
+            )
+        if self.task_specific_chunk_embeddings and self.chunk_size is None:
+            raise ValueError("task_specific_chunk_embeddings=True needs a chunk_size")
 
     def make_model(self, target: nn.Module) -> HyperModel:
         """The main network with its hypernetwork."""
@@ -103,7 +134,7 @@ class HypernetOptions:
 
     def make_regularizer(self) -> Regularizer | None:
         """The regulariser, or None if there is to be none."""
-        if self.regularizer == "none" or self.train_from_scratch:
+        if self.regularizer == "none":
             return None
         if self.regularizer == "ewc":
             return EWC(self.beta, gamma=self.gamma, online=self.online, n_fisher=self.n_fisher)

@@ -133,7 +133,7 @@ def make_strategy(
     network = main_network(options, 3 if is_hypernet and hypernet.multi_head else 1)
     if is_hypernet:
         if options.method == "from-scratch":
-            hypernet = replace(hypernet, train_from_scratch=True)
+            hypernet = replace(hypernet, train_from_scratch=True, regularizer="none")
         model = hypernet.make_model(network)
         rate = hypernet.learning_rate or options.learning_rate
         return hypernet.make_strategy(

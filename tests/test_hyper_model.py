@@ -1,6 +1,7 @@
 import copy
 import pickle
 
+import numpy as np
 import pytest
 import torch
 import torchvision
@@ -855,3 +856,36 @@ def test_functional_call_replaces_the_models_parameters(remaining):
         for name, parameter in model.named_parameters():
             parameter.copy_(other[name])
         torch.testing.assert_close(model(x, 0), replaced)
+
+
+def test_labels_of_any_integer_type():
+    model, x = adapted(hyper_model(), task_stream(2).train_stream), torch.randn(3, 6)
+    assert torch.equal(model(x, np.int64(1)), model(x, 1))
+
+
+def test_dropout_that_is_left_on_is_drawn_in_every_call():
+    model = adapted(hyper_model(hypernet={"dropout": 0.5}), task_stream(1).train_stream).eval()
+    for module in model.hypernetwork.modules():
+        if isinstance(module, nn.Dropout):
+            module.train()
+    x = torch.randn(3, 6)
+    with torch.no_grad():
+        assert not torch.equal(model(x, 0), model(x, 0))
+
+
+def test_a_task_can_start_anew_with_its_buffers():
+    model = partial("per_task")
+    adapted(model, task_stream(2).train_stream)
+    before = values(model)
+    model.train()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    for label in (0, 1):
+        model(torch.randn(8, 6), label).square().sum().backward()
+    optimizer.step()
+    model.reset_task(1)
+    for name, value in values(model).items():
+        of_task = name.startswith("networks.1.") or name == "hypernetwork.embeddings.1"
+        if of_task:
+            assert torch.equal(value, before[name]), name
+        elif value.is_floating_point() and name.startswith(("networks.0.", "hypernetwork.emb")):
+            assert not torch.equal(value, before[name]), name

@@ -324,3 +324,40 @@ def test_an_output_layer_that_is_not_the_output_is_refused():
     message = "the target has 4 outputs, but its layer '0' has 8 units; name the output layer"
     with pytest.raises(ValueError, match=message):
         model(torch.randn(3, 6), 0)
+
+
+def test_masks_of_an_output_layer_that_is_not_generated_are_refused():
+    model = hyper_model(mlp(n_out=4), hypernet={"generate": "0.*"}, multi_head=True)
+    with pytest.raises(ValueError, match=r"mask_heads=True.*output layer that is generated"):
+        learner(model, FixedTarget(mask_heads=True))
+
+
+def test_masks_of_a_tied_output_layer_are_those_of_the_other():
+    target = nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 6))
+    target[2].weight = target[0].weight
+    model = hyper_model(target, multi_head=True)
+    assert model.generated_heads == {"0.weight", "2.bias"}
+
+
+def test_one_label_for_all_is_warned_of():
+    strategy = learner(hyper_model(), FixedTarget())
+    stream = task_stream(task_labels=[0, 0]).train_stream
+    strategy.train(stream[0])
+    with pytest.warns(UserWarning, match=r"nothing is protected.*task labels \[0\]"):
+        strategy.train(stream[1])
+
+
+@pytest.mark.parametrize("what", ["task's loss", "regulariser"])
+def test_a_loss_that_is_not_finite_stops_the_training(what):
+    regularizer = FixedTarget(1e300 if what == "regulariser" else 1.0, lookahead="sgd")
+    strategy = learner(hyper_model(), regularizer, lr=1.0)
+    stream = task_stream(2).train_stream
+    strategy.train(stream[0])
+    if what == "task's loss":
+        strategy.model.hypernetwork.output.weight.data[0] = float("nan")
+    before = values(strategy.model)
+    with pytest.raises(ValueError, match=f"not finite at iteration 0 of experience 1: {what}"):
+        strategy.train(stream[1])
+    for name, value in values(strategy.model).items():
+        if name in before:
+            torch.testing.assert_close(value, before[name], rtol=0, atol=0, equal_nan=True)

@@ -1104,3 +1104,53 @@ def test_targets_without_task_labels_are_refused():
     experience = regression_stream([(torch.randn(4, 6), torch.randn(4, 2))]).train_stream[0]
     with pytest.raises(ValueError, match="task_labels"):
         learner(hyper_model(), criterion=nn.MSELoss()).train(experience)
+
+
+def test_from_scratch_a_task_that_comes_back_starts_anew():
+    stream = task_stream(task_labels=[0, 0]).train_stream
+    _, weights = trained(stream, train_from_scratch=True, optimizer=adam)
+    _, alone = trained([stream[1]], train_from_scratch=True, optimizer=adam)
+    assert_same_weights(weights[-1], alone[-1])
+
+
+def test_from_scratch_goes_on_with_the_initial_weights():
+    stream, ends = task_stream(2).train_stream, []
+    for stops in (False, True):
+        strategies = []
+        for _ in range(1 + stops):
+            torch.manual_seed(0)
+            model = hyper_model()
+            options = {"train_from_scratch": True, "optimizer": adam(model.parameters())}
+            strategies.append(learner(model, **options))
+        strategies[0].train(stream[0], shuffle=False)
+        strategies[-1].model.load_state_dict(strategies[0].model.state_dict())
+        strategies[-1].train(stream[1], shuffle=False)
+        ends.append(values(strategies[-1].model))
+    assert_same_weights(*ends)
+
+
+def test_movement_is_known_after_going_on(tmp_path):
+    stream, found = task_stream(3).train_stream, []
+    strategy = learner(hyper_model(), FixedTarget())
+    for experience in stream[:2]:
+        strategy.train(experience)
+    torch.save(strategy.model.state_dict(), tmp_path / "model.pt")
+    resumed = learner(hyper_model(), FixedTarget())
+    resumed.model.load_state_dict(torch.load(tmp_path / "model.pt", weights_only=True))
+    resumed.train(stream[2])
+    metrics = resumed.evaluator.get_all_metrics()
+    found = [name for name in metrics if "WeightsMoved" in name]
+    assert found == [f"Hypernet/WeightsMoved/Task{t:03}" for t in range(3)]
+    assert metrics[found[0]][1][0] > 0
+
+
+def test_without_strength_previous_embeddings_stay_constant():
+    stream = task_stream(2).train_stream
+    regularizer = FixedTarget(0.0, train_previous_embeddings=True)
+    model = hyper_model()
+    optimizer = torch.optim.AdamW(model.parameters(), 0.1, weight_decay=1.0)
+    strategy = learner(model, regularizer, optimizer=optimizer)
+    strategy.train(stream[0])
+    before = model.hypernetwork.embeddings[0].clone()
+    strategy.train(stream[1])
+    assert torch.equal(model.hypernetwork.embeddings[0], before)

@@ -1,6 +1,7 @@
 import copy
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,6 +10,7 @@ from torch import nn
 from torch.func import functional_call
 
 from avalanche_hnet import ChunkedHyperNetwork, HyperNetwork
+from avalanche_hnet.core.hyperfan import wanted_statistics
 from avalanche_hnet.core.weight_layout import WeightLayout
 from tests import models
 
@@ -545,6 +547,42 @@ def test_hyperfan_knows_activations_with_parameters_of_single_precision():
     torch.set_default_dtype(torch.float32)
     hypernetwork = make(of=target(), activation=nn.PReLU, init="hyperfan")
     assert hypernetwork(0).dtype == torch.float32
+
+
+@pytest.mark.parametrize("kind", ["full", "chunks that divide", "chunks of tasks"])
+def test_hyperfan_without_hidden_layers(kind):
+    weights = make(kind, hidden=(), init="hyperfan", n_tasks=2)([0, 1])
+    assert weights.isfinite().all()
+    assert weights.any()
+
+
+def test_hyperfan_knows_the_inputs_of_transposed_convolutions():
+    of = nn.Sequential(nn.ConvTranspose2d(6, 4, 4, stride=2, groups=2), nn.Conv2d(4, 5, 3))
+    ours = WeightLayout(of)
+    _, variance = wanted_statistics(of, ours, by_weight=True)
+    of_layers = {n: v.unique().tolist() for n, v in ours.views(variance).items()}
+    # Each output sums up 3 channels of its group, at 4 of 16 positions.
+    assert of_layers["0.weight"] == pytest.approx([1 / (3 * 4)])
+    assert of_layers["1.weight"] == pytest.approx([1 / (4 * 9)])
+
+
+@pytest.mark.parametrize("kind", ["full", "chunks of tasks"])
+def test_a_task_can_start_anew(kind):
+    ours = make(kind, n_tasks=3)
+    initial = {n: p.clone() for n, p in ours.named_parameters()}
+    with torch.no_grad():
+        for parameter in ours.parameters():
+            parameter += 1
+    ours.reset_task(1)
+    for name, parameter in ours.named_parameters():
+        assert torch.equal(parameter, initial[name]) == (name in ours.task_parameters(1)), name
+
+
+def test_tasks_are_whole_numbers():
+    ours = make(n_tasks=2)
+    assert torch.equal(ours(np.int64(1)), ours(1))
+    with pytest.raises(TypeError):
+        ours([0.7])
 
 
 def test_default_initial_values_are_those_of_pytorch():

@@ -548,8 +548,8 @@ def test_the_form_is_chosen_from_the_number_of_tasks_and_chunks(cls, monkeypatch
     full, chunked = hypernetwork("full", 40), hypernetwork(n_tasks=40)
     assert used_form(cls(), full, range(2), monkeypatch) == "direct"
     assert used_form(cls(), full, range(40), monkeypatch) == "quadratic"
-    assert used_form(cls(), chunked, range(1), monkeypatch) == "direct"
     assert used_form(cls(), chunked, range(2), monkeypatch) == "quadratic"
+    assert used_form(cls(tasks_per_step=2), full, range(40), monkeypatch) == "direct"
     assert used_form(cls(form="quadratic"), full, range(2), monkeypatch) == "quadratic"
     assert used_form(cls(form="direct"), full, range(40), monkeypatch) == "direct"
     assert used_form(cls(fisher_weights=True), full, range(40), monkeypatch) == "direct"
@@ -975,6 +975,25 @@ def test_online_ewc_and_the_other_do_not_take_each_others_state(online):
         pass
     with pytest.raises(ValueError, match=f"online={online}"):
         EWC(online=not online).load_state_dict(regularizer.state_dict())
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+def test_state_of_another_regularizer_is_refused(cls):
+    for other in CLASSES:
+        if other is cls:
+            cls().load_state_dict(other().state_dict())
+            continue
+        with pytest.raises(ValueError, match=f"made by {other.__name__}, but this is"):
+            cls().load_state_dict(other().state_dict())
+
+
+@pytest.mark.parametrize("length", [1, W + 1])
+def test_fisher_values_must_be_those_of_all_weights(length):
+    regularizer = FixedTarget(fisher_weights=True)
+    state = regularizer.state_dict() | {"fisher": {"0": torch.ones(length)}}
+    regularizer.load_state_dict(state)
+    with pytest.raises(ValueError, match=f"task 0 must be a vector of {W} numbers.*{length}"):
+        regularizer.before_experience(hypernetwork(), Experience((0,), 50))
 
 
 def test_fisher_values_follow_the_hypernetworks_type():

@@ -145,7 +145,7 @@ def test_options_reach_the_model():
 
 
 def test_options_reach_the_strategy(tmp_path):
-    chosen = HypernetOptions(clip_grad_norm=2.0, train_from_scratch=True)
+    chosen = HypernetOptions(clip_grad_norm=2.0, train_from_scratch=True, regularizer="none")
     strategy = toy_regression.make_strategy(options(hypernet=chosen), 10, tmp_path)
     assert (strategy.clip_grad_norm, strategy.train_from_scratch) == (2.0, True)
     assert strategy.regularizer is None
@@ -166,6 +166,27 @@ def test_options_reach_the_strategy(tmp_path):
 def test_bad_options_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         options(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "message"),
+    [
+        ({"regularizer": "jacobian", "targets": "stored"}, "targets=stored.*'jacobian'"),
+        ({"regularizer": "ewc", "mask_heads": True}, "mask_heads=True does not go with.*'ewc'"),
+        ({"gamma": 0.5}, "gamma=0.5 does not go with regularizer='fixed-target'"),
+        ({"regularizer": "none", "lookahead": None}, "lookahead=None does not go with"),
+        ({"task_specific_chunk_embeddings": True}, "needs a chunk_size"),
+    ],
+)
+def test_options_that_would_not_be_used_are_refused(chosen, message):
+    with pytest.raises(ValueError, match=message):
+        HypernetOptions(**chosen)
+
+
+def test_from_scratch_does_not_go_with_a_regularizer(tmp_path):
+    chosen = HypernetOptions(train_from_scratch=True)
+    with pytest.raises(ValueError, match="train_from_scratch=True does not go with a regularizer"):
+        toy_regression.make_strategy(options(hypernet=chosen), 10, tmp_path)
 
 
 def test_help(capsys):
