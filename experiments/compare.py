@@ -76,10 +76,10 @@ def train(
     n_classes = 1 + max(c for e in stream for c in e.classes_in_this_experience)
     if method == "hypernet":
         n_outputs = n_classes * (len(stream) if options.hypernet.multi_head else 1)
-        target = mlp("domain", x.numel(), options.hidden, n_outputs)
+        target = mlp("domain", x.numel(), options.hidden, n_outputs, options.dropout)
         model: nn.Module = options.hypernet.make_model(target)
     else:
-        model = mlp(options.scenario, x.numel(), options.hidden, n_classes)
+        model = mlp(options.scenario, x.numel(), options.hidden, n_classes, options.dropout)
     strategy = make_strategy(method, model, options, len(stream), log_folder)
     matrix = []
     for experiences in [stream] if method == "joint" else stream:

@@ -10,12 +10,20 @@ from torch import Tensor, nn
 from experiments.options import Scenario
 
 
-def mlp(scenario: Scenario, n_inputs: int, hidden: tuple[int, ...], n_classes: int) -> nn.Module:
+def mlp(
+    scenario: Scenario,
+    n_inputs: int,
+    hidden: tuple[int, ...],
+    n_classes: int,
+    dropout: float = 0.0,
+) -> nn.Module:
     """An MLP on flattened inputs; ``n_classes`` counts the classes of the domain scenario."""
     sizes = (n_inputs, *hidden)
     features = nn.Sequential(nn.Flatten())
     for n_in, n_out in pairwise(sizes):
         features.extend([nn.Linear(n_in, n_out), nn.ReLU()])
+        if dropout:
+            features.append(nn.Dropout(dropout))
     if scenario == "task":
         return MultiHeadNetwork(features, MultiHeadClassifier(sizes[-1]))
     if scenario == "class":

@@ -30,6 +30,8 @@ class Options:
     """Number of repetitions, with the seeds 0, 1, ... for weights, data order and permutations."""
     hidden: tuple[int, ...] = (100, 100)
     """Widths of the hidden layers of the MLP."""
+    dropout: float = 0.0
+    """Probability with which hidden units of the MLP are dropped in training."""
     iterations: int = 2000
     """Training iterations per experience."""
     batch_size: int = 32
@@ -65,6 +67,8 @@ class Options:
         for name in ("ewc_lambda", "prior_ewc_lambda"):
             if getattr(self, name) is not None and not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be a probability below 1, got {self.dropout}")
         if any(width < 1 for width in self.hidden):
             raise ValueError(f"hidden must be widths of at least 1, got {self.hidden}")
         methods = self.chosen_methods

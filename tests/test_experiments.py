@@ -17,6 +17,7 @@ from avalanche_hnet.benchmarks import PermutedDigits, SplitDigits
 from experiments import permuted_mnist, split_digits, split_mnist
 from experiments.hypernet import HypernetOptions
 from experiments.in_memory import in_memory
+from experiments.networks import mlp
 from experiments.options import Options, with_strengths
 from experiments.results import Result, by_method, mean_and_spread, summary_table
 from experiments.split_digits import SplitDigitsOptions
@@ -219,6 +220,7 @@ def test_strengths_that_are_given_are_kept():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ({"dropout": 1.0}, "dropout must be a probability below 1, got 1.0"),
         ({"seeds": 0}, "seeds must be at least 1, got 0"),
         ({"iterations": 0}, "iterations must be at least 1, got 0"),
         ({"methods": ()}, "methods must name at least one"),
@@ -274,3 +276,10 @@ torchvision.datasets.mnist.download_and_extract_archive = without_network
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
     assert f"MNIST is not in {tmp_path}" in done.stderr
+
+
+def test_dropout_is_in_the_network_of_every_scenario():
+    for scenario in ("task", "domain", "class"):
+        layers = [type(m) for m in mlp(scenario, 4, (5, 6), 3, dropout=0.3).modules()]
+        assert layers.count(torch.nn.Dropout) == 2
+        assert torch.nn.Dropout not in [type(m) for m in mlp(scenario, 4, (5, 6), 3).modules()]

@@ -54,7 +54,7 @@ def test_split_mnist_task_incremental(hidden, accuracy, tmp_path):
 @needs_mnist
 @pytest.mark.timeout(3600)
 def test_split_mnist_through_a_hypernetwork(tmp_path):
-    options = {"hidden": (400, 400), "batch_size": 128, "shuffle_classes": False}
+    options = {"hidden": (400, 400), "batch_size": 128, "dropout": 0.5, "shuffle_classes": False}
     split_mnist.main(SplitMNISTOptions(methods=("hypernet",), output=tmp_path, **options))
     assert average_accuracy(tmp_path, "hypernet") >= 99.79
 
