@@ -23,6 +23,20 @@ def run_in_turn(
     return seconds
 
 
+def repeated(function: Callable[[], object], at_least: float) -> tuple[Callable[[], None], int]:
+    """The function called again and again for about so many seconds, and how often that is."""
+    function()
+    start = time.perf_counter()
+    function()
+    times = max(1, round(at_least / (time.perf_counter() - start)))
+
+    def run() -> None:
+        for _ in range(times):
+            function()
+
+    return run, times
+
+
 def ratio_table(seconds: Mapping[str, list[float]], reference: str, title: str) -> Table:
     """Median, minimum and maximum over rounds of each function's time to the reference's."""
     table = Table(title=title)

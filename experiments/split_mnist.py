@@ -21,9 +21,9 @@ from experiments.options import Options, Scenario, split_arguments, with_strengt
 
 # Chosen on held-out training data (--validate) in the task scenario with seed 0: for EWC of 1000,
 # 10^4, 10^5 and 10^6, for PriorEWC of 10, 100, 1000 and 10^4 with variances of 1, 100 and 10^4.
-# The other scenarios take the same. The hypernetwork, with 400, 400 hidden units, batches of 128 and
-# pairs in order: of strengths of 0.001, 0.01 and 0.1, with and without lookahead, and 0.01 (with) and
-# 0.003 (without) with a dropout of 0.5, which was best.
+# The other scenarios take the same. The hypernetwork, with 400, 400 hidden units, batches of 128
+# and pairs in order: of strengths of 0.001, 0.01 and 0.1, with and without lookahead, and, with a
+# dropout of 0.5, of 0.01 with lookahead and 0.003 without, which was best.
 EWC_LAMBDA: dict[Scenario, float] = {"task": 1e5, "domain": 1e5, "class": 1e5}
 PRIOR_EWC_LAMBDA: dict[Scenario, float] = {"task": 100.0, "domain": 100.0, "class": 100.0}
 

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from avalanche_hnet import EWC, FixedTarget, Jacobian, ValuePreserving
 from avalanche_hnet.core.deviation import SHARED, UNUSED, Deviation, RowClasses
-from avalanche_hnet.core.regularizers import Experience, output
+from avalanche_hnet.core.regularizers import Experience, fixed_target, output
 from avalanche_hnet.core.regularizers.base import Penalty
 from tests.oracles import assert_close
 from tests.test_hypernetworks import authors, loop_weights, make
@@ -546,6 +546,9 @@ def used_form(regularizer, ours, protected, monkeypatch):
 @pytest.mark.parametrize("cls", CLASSES)
 def test_the_form_is_chosen_from_the_number_of_tasks_and_chunks(cls, monkeypatch):
     full, chunked = hypernetwork("full", 40), hypernetwork(n_tasks=40)
+    if cls is FixedTarget:
+        assert used_form(cls(), full, range(40), monkeypatch) is None  # few targets are kept
+    monkeypatch.setattr(fixed_target, "_FEW", 0)
     assert used_form(cls(), full, range(2), monkeypatch) == "direct"
     assert used_form(cls(), full, range(40), monkeypatch) == "quadratic"
     assert used_form(cls(), chunked, range(2), monkeypatch) == "quadratic"
@@ -554,6 +557,16 @@ def test_the_form_is_chosen_from_the_number_of_tasks_and_chunks(cls, monkeypatch
     assert used_form(cls(form="direct"), full, range(40), monkeypatch) == "direct"
     assert used_form(cls(fisher_weights=True), full, range(40), monkeypatch) == "direct"
     assert used_form(FixedTarget(targets="stored"), full, range(40), monkeypatch) is None
+
+
+def test_few_targets_are_those_that_would_be_recomputed(monkeypatch):
+    found = []
+    for few in (0, 2**16):
+        monkeypatch.setattr(fixed_target, "_FEW", few)
+        torch.manual_seed(0)
+        ours, regularizer = hypernetwork(), FixedTarget(BETA, tasks_per_step=2)
+        found.append(regularizer.penalty(*begin(regularizer, ours), through_change=True))
+    assert_penalty(found[0], found[1], beta=1)
 
 
 @pytest.mark.parametrize("cls", CLASSES)

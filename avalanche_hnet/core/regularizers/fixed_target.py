@@ -18,6 +18,9 @@ from avalanche_hnet.core.undisturbed import evaluating
 
 Targets = Literal["recomputed", "stored"]
 
+# So many targets are kept in any case (256 KiB of float32).
+_FEW = 2**16
+
 
 class FixedTarget(OutputRegularizer):
     """Deviations d_j = h(e_j, θ + Δθ) − h(e_j*, θ*), θ* and e* as they were before the experience.
@@ -29,8 +32,9 @@ class FixedTarget(OutputRegularizer):
         lookahead: Δθ is the step that the optimizer is about to take, an SGD step, or None.
         train_previous_embeddings: train the embeddings e_j of earlier tasks, too: they are moved
             by θ's optimizer, and Δ covers them.
-        targets: ``"recomputed"`` from θ* in each step, or ``"stored"``: T × W numbers, always in
-            the direct form.
+        targets: ``"recomputed"`` from θ* in each step (unless the form is chosen automatically and
+            they are 65,536 numbers at most), or ``"stored"``: T × W numbers, always in the direct
+            form.
         **options: the other arguments of :class:`OutputRegularizer`.
 
     Raises:
@@ -59,12 +63,11 @@ class FixedTarget(OutputRegularizer):
     def before_experience(self, hypernetwork: HyperNetwork, experience: Experience) -> None:
         """Remember θ*, or the targets themselves."""
         super().before_experience(hypernetwork, experience)
-        self._stored: dict[int, Tensor] = {}
         if not self.is_active:
             return
         with evaluating(hypernetwork.modules()), torch.no_grad():
-            if self.targets == "stored":
-                self._stored = {task: hypernetwork(task)[0] for task in experience.protected}
+            if self._keeps_targets:
+                self._targets = torch.cat([hypernetwork(task) for task in experience.protected])
             else:  # of the trunk at θ* it is enough to know its outputs
                 before = hypernetwork.factors(experience.protected)
                 self._before = Factors(*(tensor.clone() for tensor in before))
@@ -91,8 +94,15 @@ class FixedTarget(OutputRegularizer):
         return found._replace(change_gradients=of_change)
 
     @property
+    def _keeps_targets(self) -> bool:
+        """Whether targets are kept: if they are to be, or are so few that nothing is faster."""
+        n_targets = len(self._protected) * self._required_hypernetwork().layout.n_weights
+        few = self.form == "auto" and n_targets <= _FEW
+        return self.targets == "stored" or few
+
+    @property
     def _is_quadratic(self) -> bool:
-        return self.targets == "recomputed" and super()._is_quadratic
+        return not self._keeps_targets and super()._is_quadratic
 
     def _deviation(
         self, tasks: list[int], parameters: Mapping[str, Tensor], change: Mapping[str, Tensor]
@@ -103,8 +113,7 @@ class FixedTarget(OutputRegularizer):
     def _deviating_weights(
         self, tasks: list[int], parameters: Mapping[str, Tensor], change: Mapping[str, Tensor]
     ) -> Tensor:
-        if self.targets == "recomputed":
+        if not self._keeps_targets:
             return super()._deviating_weights(tasks, parameters, change)
-        hypernetwork = self._required_hypernetwork()
-        new = hypernetwork.product(self._factors(tasks, parameters))
-        return new - torch.stack([self._stored[task] for task in tasks])
+        new = self._required_hypernetwork().product(self._factors(tasks, parameters))
+        return new - self._rows_of(tasks, self._targets)

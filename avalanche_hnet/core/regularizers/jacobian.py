@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from avalanche_hnet.core.deviation import Deviation
 from avalanche_hnet.core.lookahead import Lookahead
@@ -50,15 +51,11 @@ class Jacobian(OutputRegularizer):
         below = {n: p for n, p in parameters.items() if n not in of_output}
         below_change = {n: change.get(n, torch.zeros_like(p)) for n, p in below.items()}
 
-        def hidden(below: dict[str, Tensor]) -> Tensor:
-            return self._factors(tasks, below).hidden
-
-        if not below:
-            z = hidden(below)
-            return Deviation.between(
-                parameters["output.weight"], weight_change, bias_change, z, torch.zeros_like(z)
-            )
-        z, z_change = torch.func.jvp(hidden, (below,), (below_change,))  # type: ignore[misc]
+        with forward_ad.dual_level():
+            duals = {n: forward_ad.make_dual(p, below_change[n]) for n, p in below.items()}
+            z, z_change = forward_ad.unpack_dual(self._factors(tasks, duals).hidden)
+        if z_change is None:  # nothing below the output layer is trained
+            z_change = torch.zeros_like(z)
         return Deviation.between(
             parameters["output.weight"], weight_change, bias_change, z, z_change
         )
