@@ -10,6 +10,7 @@ from avalanche_hnet.core.regularizers import (
     EWC,
     FixedTarget,
     Jacobian,
+    OutputRegularizer,
     Regularizer,
     ValuePreserving,
 )
@@ -33,6 +34,7 @@ __all__ = [
     "HypernetTemplate",
     "Jacobian",
     "Likelihood",
+    "OutputRegularizer",
     "PriorEWCPlugin",
     "Regularizer",
     "ValuePreserving",

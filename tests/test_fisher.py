@@ -579,3 +579,24 @@ def test_float32_and_the_default_likelihoods():
         diagonal_fisher(model, [(x, targets)]),
         diagonal_fisher(model, [(x, targets)], likelihood=Gaussian(1.0)),
     )
+
+
+def test_weights_that_are_put_in_from_outside():
+    """As a HyperModel does with a part of a layer's parameters."""
+
+    class Partial(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.last = nn.Conv2d(1, 2, 3), nn.Linear(2 * 16, 3)
+            self.weight = nn.Parameter(self.layer._parameters["weight"].detach())
+            self.layer._parameters["weight"] = None
+
+        def forward(self, x):
+            given = {"weight": self.weight}
+            hidden = torch.func.functional_call(self.layer, given, (x,))
+            return self.last(hidden.tanh().flatten(1))
+
+    torch.manual_seed(0)
+    model, x, y = Partial().double(), torch.randn(5, 1, 6, 6).double(), torch.arange(5) % 3
+    expected = loop_fisher(model, x, y, nn.functional.cross_entropy)
+    assert_close(diagonal_fisher(model, [(x, y)]), expected)

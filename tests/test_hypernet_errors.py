@@ -361,3 +361,35 @@ def test_a_loss_that_is_not_finite_stops_the_training(what):
     for name, value in values(strategy.model).items():
         if name in before:
             torch.testing.assert_close(value, before[name], rtol=0, atol=0, equal_nan=True)
+
+
+def test_regularizers_among_the_plugins_are_refused():
+    with pytest.raises(TypeError, match=r"plugins has a FixedTarget.*pass it as regularizer="):
+        learner(hyper_model(), None, FixedTarget())
+
+
+def test_an_embedding_optimizer_that_is_none_is_refused():
+    strategy = learner(hyper_model(), embedding_optimizer=lambda parameters: None)
+    with pytest.raises(
+        TypeError, match="embedding_optimizer must make an optimizer, but made None"
+    ):
+        strategy.train(task_stream(1).train_stream[0])
+
+
+def test_cross_entropy_of_a_single_output_is_refused():
+    model = hyper_model(mlp(n_out=1))
+    with pytest.raises(ValueError, match=r"CrossEntropyLoss.*use criterion=torch.nn.MSELoss"):
+        learner(model).train(task_stream(1, n_classes=1).train_stream[0])
+
+
+@pytest.mark.parametrize("online", [True, False])
+def test_ewc_of_tasks_that_were_learned_without_it_is_refused(online):
+    stream, model = task_stream(2).train_stream, hyper_model()
+    learner(model).train(stream[0])
+    with pytest.raises(ValueError, match=r"EWC knows nothing of the tasks \[0\].*state_dict"):
+        learner(model, EWC(online=online)).train(stream[1])
+
+
+def test_strengths_are_numbers():
+    with pytest.raises(TypeError, match=r"beta must be a number of at least 0, got '0\.1'"):
+        FixedTarget("0.1")

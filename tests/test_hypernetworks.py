@@ -602,7 +602,8 @@ def test_sizes_are_reported():
     trainable = 14 + 6 + (5 * 6 + 6) + (6 * 5 + 5) + (5 * 13 + 13)
     assert hypernetwork.sizes == (W, trainable, trainable / W)
     assert str(hypernetwork.sizes) == (
-        "84 generated weights, 169 trainable weights, compression ratio 2.012"
+        "84 generated weights, 169 trainable weights, "
+        "compression ratio 2.012 (trainable / generated)"
     )
     assert "84 generated weights" in repr(hypernetwork)
     assert "2 tasks" in repr(hypernetwork)

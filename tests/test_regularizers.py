@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from avalanche_hnet import EWC, FixedTarget, Jacobian, ValuePreserving
 from avalanche_hnet.core.deviation import SHARED, UNUSED, Deviation, RowClasses
-from avalanche_hnet.core.regularizers import Experience, fixed_target, output
+from avalanche_hnet.core.regularizers import Experience, output
 from avalanche_hnet.core.regularizers.base import Penalty
 from tests.oracles import assert_close
 from tests.test_hypernetworks import authors, loop_weights, make
@@ -424,8 +424,9 @@ def test_sum_of_squares_counts_what_the_owners_say(data):
     masks = torch.tensor(data.draw(of_weights))
     tasks = torch.tensor(data.draw(st.lists(st.integers(0, 4), min_size=1, max_size=4)))
     matrix = torch.randn(chunk_size, 5, requires_grad=True)
-    vectors = torch.randn(len(tasks), n_chunks, 5, requires_grad=True)
-    deviation = Deviation(matrix, vectors)
+    hidden, change = torch.randn(2, len(tasks), n_chunks, 2, requires_grad=True).unbind()
+    vectors = torch.cat([hidden, torch.ones_like(hidden[..., :1]), change], dim=-1)
+    deviation = Deviation(matrix[:, 3:], matrix[:, :2], matrix[:, 2], hidden, change)
 
     value = 0.0
     weights = deviation.weights(n_weights)
@@ -444,8 +445,8 @@ def test_sum_of_squares_counts_what_the_owners_say(data):
     found = deviation.sum_of_squares(rows, tasks)
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
     if expected.requires_grad:
-        of_found = torch.autograd.grad(3 * found, [matrix, vectors])
-        of_expected = torch.autograd.grad(3 * expected, [matrix, vectors])
+        of_found = torch.autograd.grad(3 * found, [matrix, hidden, change])
+        of_expected = torch.autograd.grad(3 * expected, [matrix, hidden, change], retain_graph=True)
         torch.testing.assert_close(of_found, of_expected, rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(rows.restored(rows.in_order(matrix)), matrix)
 
@@ -524,8 +525,7 @@ def test_the_direct_form_takes_as_many_tasks_at_a_time_as_the_budget_allows(opti
             found = regularizer.penalty(parameters, change, through_change=True)
         assert_penalty(found, expected)
         sizes.append(largest.numel)
-    columns = 4 if regularizer.targets == "stored" else 2 * 4 + 1  # of the output layer
-    assert sizes == [40 * 31 * max(n, columns) for n in (20, 15, 10, 1)]
+    assert sizes == [40 * 31 * max(n, 4) for n in (20, 15, 10, 1)]  # the output layer has 4 inputs
 
 
 def used_form(regularizer, ours, protected, monkeypatch):
@@ -546,9 +546,6 @@ def used_form(regularizer, ours, protected, monkeypatch):
 @pytest.mark.parametrize("cls", CLASSES)
 def test_the_form_is_chosen_from_the_number_of_tasks_and_chunks(cls, monkeypatch):
     full, chunked = hypernetwork("full", 40), hypernetwork(n_tasks=40)
-    if cls is FixedTarget:
-        assert used_form(cls(), full, range(40), monkeypatch) is None  # few targets are kept
-    monkeypatch.setattr(fixed_target, "_FEW", 0)
     assert used_form(cls(), full, range(2), monkeypatch) == "direct"
     assert used_form(cls(), full, range(40), monkeypatch) == "quadratic"
     assert used_form(cls(), chunked, range(2), monkeypatch) == "quadratic"
@@ -557,16 +554,6 @@ def test_the_form_is_chosen_from_the_number_of_tasks_and_chunks(cls, monkeypatch
     assert used_form(cls(form="direct"), full, range(40), monkeypatch) == "direct"
     assert used_form(cls(fisher_weights=True), full, range(40), monkeypatch) == "direct"
     assert used_form(FixedTarget(targets="stored"), full, range(40), monkeypatch) is None
-
-
-def test_few_targets_are_those_that_would_be_recomputed(monkeypatch):
-    found = []
-    for few in (0, 2**16):
-        monkeypatch.setattr(fixed_target, "_FEW", few)
-        torch.manual_seed(0)
-        ours, regularizer = hypernetwork(), FixedTarget(BETA, tasks_per_step=2)
-        found.append(regularizer.penalty(*begin(regularizer, ours), through_change=True))
-    assert_penalty(found[0], found[1], beta=1)
 
 
 @pytest.mark.parametrize("cls", CLASSES)

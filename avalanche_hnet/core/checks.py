@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Real
 from typing import Any, get_args
 
 
@@ -22,9 +23,11 @@ def not_negative(**arguments: float) -> None:
     """Require finite numbers that are not negative.
 
     Raises:
-        ValueError: naming the argument and its value.
+        TypeError, ValueError: naming the argument and its value.
     """
     for name, value in arguments.items():
+        if not isinstance(value, Real):
+            raise TypeError(f"{name} must be a number of at least 0, got {value!r}")
         if not 0 <= value < float("inf"):
             raise ValueError(f"{name} must be at least 0 and finite, got {value}")
 

@@ -27,34 +27,26 @@ SHARED, UNUSED = -1, -2
 
 
 class Deviation(NamedTuple):
-    """d_jk = X v_jk for T tasks and K chunks of C weights.
+    """d_jk = ΔA z_jk + Δb + A Δz_jk for T tasks and K chunks of C weights.
 
     Attributes:
-        matrix: X (C, 2r + 1).
-        vectors: v (T, K, 2r + 1).
+        weight: A (C, r).
+        weight_change: ΔA (C, r).
+        bias_change: Δb (C,).
+        hidden: z (T, K, r).
+        hidden_change: Δz (T, K, r).
     """
 
-    matrix: Tensor
-    vectors: Tensor
-
-    @classmethod
-    def between(
-        cls,
-        weight: Tensor,
-        weight_change: Tensor,
-        bias_change: Tensor,
-        hidden: Tensor,
-        hidden_change: Tensor,
-    ) -> Deviation:
-        """From A (C, r), ΔA (C, r), Δb (C,), z (T, K, r) and Δz (T, K, r)."""
-        return cls(
-            torch.cat([weight_change, bias_change[:, None], weight], dim=1),
-            torch.cat([F.pad(hidden, (0, 1), value=1.0), hidden_change], dim=-1),
-        )
+    weight: Tensor
+    weight_change: Tensor
+    bias_change: Tensor
+    hidden: Tensor
+    hidden_change: Tensor
 
     def weights(self, n_weights: int) -> Tensor:
         """All deviations themselves, (T, W): the direct form."""
-        return F.linear(self.vectors, self.matrix).flatten(1)[:, :n_weights]
+        direct = F.linear(self.hidden, self.weight_change, self.bias_change)
+        return (direct + F.linear(self.hidden_change, self.weight)).flatten(1)[:, :n_weights]
 
     def sum_of_squares(self, rows: RowClasses, tasks: Tensor) -> Tensor:
         """Σ_jk ‖d_jk‖² over the weights that count for each task: the quadratic form.
@@ -65,7 +57,9 @@ class Deviation(NamedTuple):
             rows: which rows of X count for which task and chunk.
             tasks: the T tasks' numbers.
         """
-        value: Tensor = _SumOfSquares.apply(self.matrix, self.vectors.flatten(0, 1), rows, tasks)
+        matrix = torch.cat([self.weight_change, self.bias_change[:, None], self.weight], dim=1)
+        vectors = torch.cat([F.pad(self.hidden, (0, 1), value=1.0), self.hidden_change], dim=-1)
+        value: Tensor = _SumOfSquares.apply(matrix, vectors.flatten(0, 1), rows, tasks)
         return value
 
 

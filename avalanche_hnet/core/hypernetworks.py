@@ -64,7 +64,7 @@ class Sizes(NamedTuple):
     def __str__(self) -> str:
         return (
             f"{self.generated:,} generated weights, {self.trainable:,} trainable weights, "
-            f"compression ratio {self.compression:.3f}"
+            f"compression ratio {self.compression:.3f} (trainable / generated)"
         )
 
 

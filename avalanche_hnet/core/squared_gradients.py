@@ -57,6 +57,7 @@ class SquaredGradients:
             prefix: rule
             for prefix, module in model.named_modules()
             if any(p.requires_grad for p in module.parameters(recurse=False))
+            and getattr(module, "weight", True) is not None  # put in from outside, as in HyperModel
             and (rule := fisher_rule(module)) is not None
         }
         self._vmapped: list[str] = []

@@ -27,19 +27,22 @@ def evaluating(modules: Iterable[nn.Module]) -> Iterator[None]:
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
     """Evaluation mode inside; every module's mode and all global RNG state restored after."""
+    modes = [(module, module.training) for module in model.modules()]
     python_state, numpy_state = random.getstate(), np.random.get_state()
     # Fused attention skips the submodules; cuDNN refuses to differentiate RNNs in evaluation mode.
     fused_attention = torch.backends.mha.get_fastpath_enabled()
     has_rnn = any(isinstance(module, nn.RNNBase) for module in model.modules())
     try:
         with (
-            evaluating(model.modules()),
             torch.random.fork_rng(),
             torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled and not has_rnn),
         ):
             torch.backends.mha.set_fastpath_enabled(False)
+            model.eval()  # which a model may have its own idea of
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fused_attention)
         random.setstate(python_state)
         np.random.set_state(numpy_state)
+        for module, training in modes:
+            module.training = training

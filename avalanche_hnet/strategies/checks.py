@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from avalanche.training.templates import SupervisedTemplate
 from torch import nn
@@ -51,6 +53,16 @@ def check_arguments(
         )
 
 
+def check_plugins(plugins: Sequence[object]) -> None:
+    """Refuse regularisers among the plugins, where nothing would call them."""
+    for plugin in plugins:
+        if isinstance(plugin, Regularizer):
+            raise TypeError(
+                f"plugins has a {type(plugin).__name__}, which is no plugin; pass it as "
+                "regularizer="
+            )
+
+
 def check_optimizers(
     optimizer: Optimizer, embedding_optimizer: object, regularizer: Regularizer | None
 ) -> None:
@@ -80,6 +92,11 @@ def check_targets(strategy: SupervisedTemplate) -> None:
         raise ValueError(
             f"targets have the shape {tuple(targets.shape)}, but the outputs "
             f"{tuple(outputs.shape)}; they must be the same"
+        )
+    if isinstance(criterion, nn.CrossEntropyLoss) and outputs.dim() == 2 and outputs.shape[1] == 1:
+        raise ValueError(
+            "criterion CrossEntropyLoss (Avalanche's default) over a single output is always zero; "
+            "for regression use criterion=torch.nn.MSELoss()"
         )
     if not isinstance(criterion, nn.CrossEntropyLoss) or targets.is_floating_point():
         return

@@ -20,7 +20,12 @@ from avalanche_hnet.core.regularizers import Experience, Penalty, Regularizer
 from avalanche_hnet.metrics.publish import publish
 from avalanche_hnet.models.hyper_model import HyperModel
 from avalanche_hnet.models.units import labels_of, whole
-from avalanche_hnet.strategies.checks import check_arguments, check_optimizers, check_targets
+from avalanche_hnet.strategies.checks import (
+    check_arguments,
+    check_optimizers,
+    check_plugins,
+    check_targets,
+)
 from avalanche_hnet.strategies.experience_fisher import ExperienceFisher
 
 Step = dict[Tensor, Tensor]
@@ -90,6 +95,7 @@ class HypernetTemplate(SupervisedTemplate):
         **options: Any,
     ) -> None:
         check_arguments(model, regularizer, clip_grad_norm, train_from_scratch, log_every)
+        check_plugins(options.get("plugins") or ())
         check_optimizers(optimizer, embedding_optimizer, regularizer)
         if likelihood is not None and not isinstance(likelihood, Likelihood):
             raise TypeError(f"likelihood must be a Likelihood, got {likelihood!r}")
@@ -135,6 +141,11 @@ class HypernetTemplate(SupervisedTemplate):
             self.embedding_optimizer = (
                 fresh_optimizer(self.optimizer, own) if make is None else make(own)
             )
+            if not isinstance(self.embedding_optimizer, Optimizer):
+                raise TypeError(
+                    "embedding_optimizer must make an optimizer, but made "
+                    f"{self.embedding_optimizer!r}"
+                )
 
     def criterion(self) -> Tensor:
         """The loss, after a check of the targets at the start of an experience."""
@@ -225,6 +236,11 @@ class HypernetTemplate(SupervisedTemplate):
         self._previous = self._previous_embeddings()
         model, labels = self.model, labels_of(self.experience)
         earlier = [label for label in model.trained_task_labels if label not in labels]
+        if earlier and self.regularizer.is_active and self.regularizer.knows_nothing:
+            raise ValueError(
+                f"{type(self.regularizer).__name__} knows nothing of the tasks {earlier}: they "
+                "were learned without it; load its state_dict with the model's"
+            )
         if not earlier and self.clock.train_exp_counter and not self.regularizer.is_log_prior:
             warnings.warn(
                 f"nothing is protected: all experiences so far have the task labels {labels}; give "

@@ -5,6 +5,7 @@ from avalanche_hnet.core.regularizers.ewc import EWC
 from avalanche_hnet.core.regularizers.fixed_target import FixedTarget
 from avalanche_hnet.core.regularizers.jacobian import Jacobian
 from avalanche_hnet.core.regularizers.output import OutputRegularizer
+from avalanche_hnet.core.regularizers.step import StepRegularizer
 from avalanche_hnet.core.regularizers.value_preserving import ValuePreserving
 
 __all__ = [
@@ -16,5 +17,6 @@ __all__ = [
     "OutputRegularizer",
     "Penalty",
     "Regularizer",
+    "StepRegularizer",
     "ValuePreserving",
 ]

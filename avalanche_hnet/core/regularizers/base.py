@@ -124,6 +124,11 @@ class Regularizer(ABC):
         return self._hypernetwork
 
     @property
+    def knows_nothing(self) -> bool:
+        """Whether state that is needed to protect earlier tasks is missing."""
+        return False
+
+    @property
     @abstractmethod
     def is_active(self) -> bool:
         """Whether there is anything to penalise in this experience."""

@@ -85,6 +85,12 @@ class EWC(Regularizer):
         return Quadratic(weights, centres)
 
     @property
+    def knows_nothing(self) -> bool:
+        """Whether no experience has been taken in."""
+        known = self.posterior.known.values()
+        return not (self._experiences or any(k.any() for k in known))
+
+    @property
     def is_active(self) -> bool:
         """Whether the strength is positive: before the first task there is the prior."""
         return self.beta > 0

@@ -10,16 +10,13 @@ from torch import Tensor
 
 from avalanche_hnet.core.checks import one_of
 from avalanche_hnet.core.deviation import Deviation
-from avalanche_hnet.core.hypernetworks import Factors, HyperNetwork
+from avalanche_hnet.core.hypernetworks import HyperNetwork
 from avalanche_hnet.core.lookahead import Lookahead
 from avalanche_hnet.core.regularizers.base import Experience, Penalty
-from avalanche_hnet.core.regularizers.output import OutputRegularizer, difference, moved_by
+from avalanche_hnet.core.regularizers.output import OutputRegularizer, moved_by
 from avalanche_hnet.core.undisturbed import evaluating
 
 Targets = Literal["recomputed", "stored"]
-
-# So many targets are kept in any case (256 KiB of float32).
-_FEW = 2**16
 
 
 class FixedTarget(OutputRegularizer):
@@ -32,9 +29,9 @@ class FixedTarget(OutputRegularizer):
         lookahead: Δθ is the step that the optimizer is about to take, an SGD step, or None.
         train_previous_embeddings: train the embeddings e_j of earlier tasks, too: they are moved
             by θ's optimizer, and Δ covers them.
-        targets: ``"recomputed"`` from θ* in each step (unless the form is chosen automatically and
-            they are 65,536 numbers at most), or ``"stored"``: T × W numbers, always in the direct
-            form.
+        targets: ``"recomputed"`` from θ* in each step, or ``"stored"``: T × W numbers, always in
+            the direct form. In single precision, small deviations from stored targets are less
+            exact.
         **options: the other arguments of :class:`OutputRegularizer`.
 
     Raises:
@@ -66,11 +63,12 @@ class FixedTarget(OutputRegularizer):
         if not self.is_active:
             return
         with evaluating(hypernetwork.modules()), torch.no_grad():
-            if self._keeps_targets:
+            if self.targets == "stored":
                 self._targets = torch.cat([hypernetwork(task) for task in experience.protected])
             else:  # of the trunk at θ* it is enough to know its outputs
-                before = hypernetwork.factors(experience.protected)
-                self._before = Factors(*(tensor.clone() for tensor in before))
+                hidden, weight, bias = hypernetwork.factors(experience.protected)
+                self._hidden_before = hidden
+                self._output_before = {"output.weight": weight.clone(), "output.bias": bias.clone()}
 
     def penalty(
         self,
@@ -81,10 +79,15 @@ class FixedTarget(OutputRegularizer):
     ) -> Penalty:
         """The penalty at ``parameters`` and its gradient, see :meth:`Regularizer.penalty`.
 
-        It is a function of θ + Δθ, so the gradients with respect to both are the same.
+        It is a function of θ + Δθ, so the gradients with respect to both are the same; and of the
+        output layer's difference from what it was, which is formed here, before any product.
         """
         with torch.no_grad():
-            moved = moved_by(parameters, change or {})
+            moved = dict(moved_by(parameters, change or {}))
+            if self.targets == "recomputed" and self.is_active:
+                for name, before in self._output_before.items():
+                    if name in moved:
+                        moved[name] = moved[name] - before
         found = super().penalty(moved)
         if not through_change:
             return found
@@ -94,26 +97,29 @@ class FixedTarget(OutputRegularizer):
         return found._replace(change_gradients=of_change)
 
     @property
-    def _keeps_targets(self) -> bool:
-        """Whether targets are kept: if they are to be, or are so few that nothing is faster."""
-        n_targets = len(self._protected) * self._required_hypernetwork().layout.n_weights
-        few = self.form == "auto" and n_targets <= _FEW
-        return self.targets == "stored" or few
-
-    @property
     def _is_quadratic(self) -> bool:
-        return not self._keeps_targets and super()._is_quadratic
+        return self.targets == "recomputed" and super()._is_quadratic
 
     def _deviation(
         self, tasks: list[int], parameters: Mapping[str, Tensor], change: Mapping[str, Tensor]
     ) -> Deviation:
-        before = self._before._replace(hidden=self._rows_of(tasks, self._before.hidden))
-        return difference(self._factors(tasks, parameters), before)
+        hidden = self._factors(tasks, parameters).hidden
+        weight_change, bias_change = (
+            parameters.get(name, torch.zeros_like(before))
+            for name, before in self._output_before.items()
+        )
+        return Deviation(
+            self._output_before["output.weight"],
+            weight_change,
+            bias_change,
+            hidden,
+            hidden - self._rows_of(tasks, self._hidden_before),
+        )
 
     def _deviating_weights(
         self, tasks: list[int], parameters: Mapping[str, Tensor], change: Mapping[str, Tensor]
     ) -> Tensor:
-        if not self._keeps_targets:
+        if self.targets == "recomputed":
             return super()._deviating_weights(tasks, parameters, change)
         new = self._required_hypernetwork().product(self._factors(tasks, parameters))
         return new - self._rows_of(tasks, self._targets)

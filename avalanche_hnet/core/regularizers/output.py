@@ -275,7 +275,7 @@ def difference(new: Factors, old: Factors) -> Deviation:
 
     Differences are formed before any product, so that nothing cancels afterwards.
     """
-    return Deviation.between(
+    return Deviation(
         old.weight,
         new.weight - old.weight,
         new.bias - old.bias,
