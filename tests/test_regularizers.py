@@ -546,6 +546,8 @@ def used_form(regularizer, ours, protected, monkeypatch):
 @pytest.mark.parametrize("cls", CLASSES)
 def test_the_form_is_chosen_from_the_number_of_tasks_and_chunks(cls, monkeypatch):
     full, chunked = hypernetwork("full", 40), hypernetwork(n_tasks=40)
+    assert used_form(cls(), full, range(40), monkeypatch) == "direct"
+    monkeypatch.setattr(output, "_SMALL", 0)
     assert used_form(cls(), full, range(2), monkeypatch) == "direct"
     assert used_form(cls(), full, range(40), monkeypatch) == "quadratic"
     assert used_form(cls(), chunked, range(2), monkeypatch) == "quadratic"

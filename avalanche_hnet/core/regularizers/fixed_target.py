@@ -105,7 +105,7 @@ class FixedTarget(OutputRegularizer):
     ) -> Deviation:
         hidden = self._factors(tasks, parameters).hidden
         weight_change, bias_change = (
-            parameters.get(name, torch.zeros_like(before))
+            parameters[name] if name in parameters else torch.zeros_like(before)
             for name, before in self._output_before.items()
         )
         return Deviation(

@@ -18,6 +18,8 @@ from avalanche_hnet.core.undisturbed import evaluating
 
 Form = Literal["auto", "direct", "quadratic"]
 
+# So few deviations cost nothing: there the direct form is faster, having less overhead.
+_SMALL = 2**16
 # The direct form holds at most so many generated weights at a time (4 MiB of float32).
 _BUDGET = 2**20
 
@@ -228,6 +230,8 @@ class OutputRegularizer(Regularizer):
             return self.form == "quadratic"
         hypernetwork = self._required_hypernetwork()
         n_tasks = min(len(self._protected), self.tasks_per_step or len(self._protected))
+        if n_tasks * hypernetwork.layout.n_weights <= _SMALL:
+            return False
         return 2 * n_tasks * hypernetwork.n_chunks > hypernetwork.output.in_features
 
     def _sum_of_squares(
