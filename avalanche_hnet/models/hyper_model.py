@@ -234,10 +234,10 @@ class HyperModel(MultiTaskModule):
         of_units = torch.full((self.n_units,), UNUSED)
         for unit, (label, _) in enumerate(self._units):
             of_units[unit] = self._tasks[label]
-        owners = {}
+        owners, of_layer = {}, self.generated_heads
         for name, shape in self.hypernetwork.layout.shapes.items():
             owners[name] = torch.full(shape, SHARED)
-            if name in self.generated_heads and shape[:1] == (self.n_units,):
+            if name in of_layer and shape[:1] == (self.n_units,):
                 owners[name] = of_units.view(-1, *[1] * (len(shape) - 1)).expand(shape)
         return self.hypernetwork.layout.flatten(owners)
 

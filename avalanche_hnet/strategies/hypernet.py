@@ -112,9 +112,9 @@ class HypernetTemplate(SupervisedTemplate):
         self._previous: list[nn.Parameter] = []
         self._not_theta: list[nn.Parameter] = []
         self._n_pieces = 0
-        self._initial = {n: p.detach().clone() for n, p in model.named_parameters()}
-        if not train_from_scratch:
-            self._initial = {}
+        self._initial: dict[str, Tensor] = {}
+        if train_from_scratch:
+            self._initial = {n: p.detach().clone() for n, p in model.named_parameters()}
         self._to_publish: dict[str, Tensor] = {}
 
     def make_optimizer(self, reset_optimizer_state: bool = False, **kwargs: Any) -> None:
