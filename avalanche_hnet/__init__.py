@@ -6,6 +6,7 @@ from avalanche_hnet.core.hypernetworks import ChunkedHyperNetwork, HyperNetwork
 from avalanche_hnet.core.likelihoods import Categorical, Gaussian, Likelihood
 from avalanche_hnet.core.lookahead import fresh_optimizer, optimizer_step, sgd_step
 from avalanche_hnet.core.posterior import GaussianPosterior
+from avalanche_hnet.core.predictive import RegressionPrediction, predict
 from avalanche_hnet.core.regularizers import (
     EWC,
     FixedTarget,
@@ -17,7 +18,9 @@ from avalanche_hnet.core.regularizers import (
 from avalanche_hnet.models.active import HasActiveElements, active_elements
 from avalanche_hnet.models.block_heads import BlockMultiHeadClassifier
 from avalanche_hnet.models.hyper_model import HyperModel
+from avalanche_hnet.models.task_inference import TaskInference
 from avalanche_hnet.plugins.prior_ewc import PriorEWCPlugin
+from avalanche_hnet.plugins.task_inference import TaskInferencePlugin
 from avalanche_hnet.strategies.hypernet import HypernetTemplate
 
 __all__ = [
@@ -36,12 +39,16 @@ __all__ = [
     "Likelihood",
     "OutputRegularizer",
     "PriorEWCPlugin",
+    "RegressionPrediction",
     "Regularizer",
+    "TaskInference",
+    "TaskInferencePlugin",
     "ValuePreserving",
     "active_elements",
     "diagonal_fisher",
     "fresh_optimizer",
     "optimizer_step",
+    "predict",
     "register_fisher_rule",
     "sgd_step",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -36,7 +36,8 @@ class SquaredGradients:
             ``(x, labels)``.
         parameters: those whose gradients are wanted, by name.
         x: the first batch, samples in dimension 0.
-        labels: task labels of ``x``, one and the same for all samples (B,), or None.
+        labels: task labels of ``x``, one and the same for all samples: (B,), or one number with
+            which the model is called then, or None.
 
     Raises:
         ValueError: if the output for a sample depends on the other samples of its batch.
@@ -47,12 +48,12 @@ class SquaredGradients:
         model: nn.Module,
         parameters: Mapping[str, nn.Parameter],
         x: Tensor,
-        labels: Tensor | None,
+        labels: Tensor | int | None,
     ) -> None:
         refuse_batch_statistics(model)
         self._model = model
         self._parameters = parameters
-        self._label = None if labels is None else labels[:1]
+        self._label = labels[:1] if isinstance(labels, Tensor) else labels
         self._rules = {
             prefix: rule
             for prefix, module in model.named_modules()
@@ -73,18 +74,51 @@ class SquaredGradients:
             self._give_up_rules([*self._vmapped, *self._looped, *sorted(repeated)], x[:N_TRIAL])
 
         def squares(factor: Tensor) -> Squares:
-            elsewhere = {*self._vmapped, *self._looped}
-            by_rule = _by_rule(calls, outputs, factor)
+            by_rule = self._parameters.keys() - {*self._vmapped, *self._looped}
+            found = _by_rule(calls, outputs, factor, by_rule)
             return {
-                **{n: s for n, s in by_rule.items() if n in self._parameters.keys() - elsewhere},
+                **{n: s for n, s in found.items() if n in by_rule},
                 **self._by_vmap(self._vmapped, x, factor),
                 **self._one_by_one(self._looped, x, factor),
             }
 
         return outputs.detach(), squares
 
+    def forward_weighted(
+        self, x: Tensor, weights: Mapping[str, Tensor]
+    ) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """Outputs (B, …), and a function from c to Σ_i w_i (J_nᵀ c_n)_i² for each sample n, (B,).
+
+        Rules give sums over samples only. But a sample's gradient times √u_n adds u_n times its
+        squares to the sum, so their weighted sum, differentiated by u, has each sample's share.
+        """
+        with _recorded_layers(self._model, self._rules) as calls:
+            outputs = self._model(*self._arguments(x))
+
+        def sums(factor: Tensor) -> Tensor:
+            by_rule = weights.keys() - {*self._vmapped, *self._looped}
+            share = factor.new_ones(len(x), requires_grad=True)
+            squares = _by_rule(calls, outputs, factor, by_rule, share.sqrt())
+            weighted = [(weights[n] * squares[n]).sum() for n in squares if n in by_rule]
+            total = torch.zeros_like(share)
+            if weighted:
+                total += torch.autograd.grad(weighted, share)[0]
+            for names, per_sample in (
+                (self._vmapped, self._vmapped_gradients),
+                (self._looped, self._single_gradients),
+            ):
+                names = [n for n in names if n in weights]
+                for rows, gradients in per_sample(names, x, factor):
+                    for name, g in gradients.items():
+                        total[rows] += (weights[name] * g.square()).flatten(1).sum(1)
+            return total.detach()
+
+        return outputs.detach(), sums
+
     def _arguments(self, x: Tensor) -> tuple[Any, ...]:
-        return (x,) if self._label is None else (x, self._label.expand(len(x)))
+        if self._label is None:
+            return (x,)
+        return x, self._label.expand(len(x)) if isinstance(self._label, Tensor) else self._label
 
     def _choose_methods(self, x: Tensor) -> None:
         singles = torch.cat([self._model(*self._arguments(xi)).detach() for xi in x.split(1)])
@@ -150,8 +184,25 @@ class SquaredGradients:
         }
 
     def _by_vmap(self, names: list[str], x: Tensor, factor: Tensor) -> Squares:
+        total: Squares = {}
+        for _, gradients in self._vmapped_gradients(names, x, factor):
+            for name, g in gradients.items():
+                total[name] = total.get(name, 0) + g.square().sum(0)
+        return total
+
+    def _one_by_one(self, names: Iterable[str], x: Tensor, factor: Tensor) -> Squares:
+        total: Squares = {}
+        for _, gradients in self._single_gradients(names, x, factor):
+            for name, g in gradients.items():
+                total[name] = total.get(name, 0) + g[0].square()
+        return total
+
+    def _vmapped_gradients(
+        self, names: list[str], x: Tensor, factor: Tensor
+    ) -> Iterator[tuple[slice, Squares]]:
+        """Gradients (b, …) of samples, some at a time."""
         if not names:
-            return {}
+            return
         everything = {n: p.detach() for n, p in self._model.named_parameters()}
         chosen = {n: everything.pop(n) for n in names}
         label = () if self._label is None else (int(self._label),)
@@ -161,28 +212,34 @@ class SquaredGradients:
             return (out[0] * ci).sum()
 
         gradients = vmap(grad(weighted_output), in_dims=(None, 0, 0))
-        total = {n: torch.zeros_like(p) for n, p in chosen.items()}
         step = max(1, _BUDGET // sum(p.numel() for p in chosen.values()))
-        with sdpa_kernel(SDPBackend.MATH):  # the fused kernels have no batching rule
-            for xs, cs in zip(x.split(step), factor.split(step), strict=True):
-                for name, g in gradients(chosen, xs, cs).items():
-                    total[name] += g.square().sum(0)
-        return total
+        for start in range(0, len(x), step):
+            rows = slice(start, start + step)
+            with sdpa_kernel(SDPBackend.MATH):  # the fused kernels have no batching rule
+                found = gradients(chosen, x[rows], factor[rows])
+            yield rows, found
 
-    def _one_by_one(self, names: Iterable[str], x: Tensor, factor: Tensor) -> Squares:
+    def _single_gradients(
+        self, names: Iterable[str], x: Tensor, factor: Tensor
+    ) -> Iterator[tuple[slice, Squares]]:
+        """Gradients (1, …) of one sample at a time; parameters without any are left out."""
         chosen = {n: self._parameters[n] for n in names}
-        total: Squares = {}
         if not chosen:
-            return total
-        for xi, ci in zip(x.split(1), factor.split(1), strict=True):
-            out = self._model(*self._arguments(xi))
+            return
+        for n in range(len(x)):
+            rows = slice(n, n + 1)
+            out = self._model(*self._arguments(x[rows]))
             if not out.requires_grad:
                 continue
-            gradients = torch.autograd.grad(out, [*chosen.values()], ci, allow_unused=True)
-            for name, g in zip(chosen, gradients, strict=True):
-                if g is not None:
-                    total[name] = total.get(name, 0) + g.to_dense().square()
-        return total
+            found = torch.autograd.grad(out, [*chosen.values()], factor[rows], allow_unused=True)
+            yield (
+                rows,
+                {
+                    name: g.to_dense()[None]
+                    for name, g in zip(chosen, found, strict=True)
+                    if g is not None
+                },
+            )
 
 
 def _tolerances(dtype: torch.dtype) -> tuple[float, float]:
@@ -254,7 +311,17 @@ def _recorded_layers(model: nn.Module, rules: Mapping[str, FisherRule]) -> Itera
             handle.remove()
 
 
-def _by_rule(calls: _Calls, outputs: Tensor, factor: Tensor) -> Squares:
+def _by_rule(
+    calls: _Calls,
+    outputs: Tensor,
+    factor: Tensor,
+    names: Collection[str],
+    scale: Tensor | None = None,
+) -> Squares:
+    """Sums of squares over samples, in layers that have parameters of these names.
+
+    With ``scale`` (B,), each sample's gradients are multiplied by its own first.
+    """
     total: Squares = {}
     if not calls.leaves or not outputs.requires_grad:
         return total
@@ -262,7 +329,13 @@ def _by_rule(calls: _Calls, outputs: Tensor, factor: Tensor) -> Squares:
     for prefix, layer, rule, inputs, output_gradient in calls:
         if not output_gradient:  # the output was not used
             continue
-        for name, square in rule(layer, inputs, output_gradient.pop()).items():
+        gradient = output_gradient.pop()
+        own = {f"{prefix}.{n}".lstrip(".") for n, _ in layer.named_parameters(recurse=False)}
+        if own.isdisjoint(names):
+            continue
+        if scale is not None:
+            gradient = gradient * scale.view(-1, *[1] * (gradient.dim() - 1))
+        for name, square in rule(layer, inputs, gradient).items():
             full_name = f"{prefix}.{name}".lstrip(".")
             total[full_name] = total.get(full_name, 0) + square
     return total

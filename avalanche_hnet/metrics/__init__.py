@@ -1,5 +1,6 @@
 """What the plugins publish to Avalanche's loggers."""
 
 from avalanche_hnet.metrics.mse import mse_metrics
+from avalanche_hnet.metrics.task_inference import task_inference_metrics
 
-__all__ = ["mse_metrics"]
+__all__ = ["mse_metrics", "task_inference_metrics"]

@@ -11,7 +11,7 @@ import torch
 from avalanche.benchmarks import CLExperience
 from avalanche.models import MultiTaskModule
 from torch import Tensor, nn
-from torch.func import functional_call
+from torch.func import functional_call, vmap
 
 from avalanche_hnet.core.checks import one_of
 from avalanche_hnet.core.deviation import SHARED, UNUSED
@@ -28,6 +28,9 @@ from avalanche_hnet.models.main_network import (
     strip,
 )
 from avalanche_hnet.models.units import SelectUnits, labels_of, select_units, tasks_and_classes
+
+# Main networks run at once have together at most so many weights, or inputs (64 MiB of float32).
+_GROUP_BUDGET = 2**24
 
 Remaining = Literal["shared", "per_task", "frozen", "frozen_after_first"]
 
@@ -203,6 +206,35 @@ class HyperModel(MultiTaskModule):
         """Outputs (B, …) for ``x`` (B, …), all of one task."""
         return self._run(x, task_label, self._weights([task_label])[0])
 
+    def forward_all_tasks(self, x: Tensor) -> dict[int, Tensor]:
+        """Outputs (B, …) for ``x`` by task label, for all tasks that were trained on."""
+        labels = self.trained_task_labels
+        return dict(zip(labels, self.forward_tasks(x, labels), strict=True))
+
+    def forward_tasks(self, x: Tensor, task_labels: Sequence[int]) -> Tensor:
+        """Outputs (T, B, …) for all of ``x`` (B, …) under each of T tasks.
+
+        Main networks run at once, by ``vmap``, in groups that keep the memory bounded; what
+        ``vmap`` cannot run (recurrent layers) runs one after the other. In evaluation mode.
+
+        Raises:
+            ValueError: if a task label is unknown, or there is none.
+        """
+        if not task_labels:
+            raise ValueError("task_labels must name at least one task, got none")
+        numbers = [self.task_number(label) for label in task_labels]
+        size = max(1, _GROUP_BUDGET // max(self.hypernetwork.layout.n_weights, x.numel()))
+        outputs = []
+        for start in range(0, len(numbers), size):
+            labels = task_labels[start : start + size]
+            weights = self._weights(labels)
+            found = self._run_at_once(x, numbers[start : start + size], weights)
+            for label, weight, output in zip(labels, weights, found, strict=True):
+                outputs.append(
+                    self._run(x, label, weight) if output is None else self._own(output, label)
+                )
+        return torch.stack(outputs)
+
     def main_network(self, task_label: int) -> nn.Module:
         """A copy of the main network with the weights of one task, which stands alone.
 
@@ -348,6 +380,30 @@ class HyperModel(MultiTaskModule):
         self._has_trained |= self.training and torch.is_grad_enabled()
         outputs: Tensor = functional_call(network, arguments, (x,), tie_weights=False)
         release_weights(network, self._recurrent)
+        return self._own(outputs, label)
+
+    def _run_at_once(self, x: Tensor, numbers: Sequence[int], flat: Tensor) -> Tensor | list[None]:
+        """Outputs of the main networks (T, B, …), or None for each where ``vmap`` fails."""
+        if len(numbers) == 1 or self._recurrent or self.training:
+            return [None] * len(numbers)
+        views = self.hypernetwork.layout.views(flat)
+        generated = {a: views[n] for a, n in self._aliases.items() if n in views}
+        shared = self._shared_parameters()
+        fixed = {a: shared[n] for a, n in self._aliases.items() if n in shared}
+        if self._has_state:
+            states = [self.networks[str(number)].state_dict() for number in numbers]
+            generated |= {n: torch.stack([s[n] for s in states]) for n in states[0]}
+
+        def run(own: dict[str, Tensor]) -> Tensor:
+            return functional_call(self.target, fixed | own, (x,), tie_weights=False)
+
+        try:
+            return vmap(run)(generated)
+        except RuntimeError:  # what does not run one by one either says so there
+            return [None] * len(numbers)
+
+    def _own(self, outputs: Tensor, label: int) -> Tensor:
+        """The outputs that belong to the task, of outputs (B, …) of the main network."""
         if not self.multi_head:
             return outputs
         if outputs.shape[1] != self.n_units:

@@ -1,0 +1,47 @@
+"""Variances of a network's outputs, with the outputs linear in its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from avalanche_hnet.core.squared_gradients import SquaredGradients
+
+
+def output_variance(
+    model: nn.Module,
+    variances: Mapping[str, Tensor],
+    x: Tensor,
+    task_label: int | None = None,
+    is_needed: Callable[[Tensor], Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Outputs f(x) and the diagonal of J Σ Jᵀ, J their Jacobian by weights of variances Σ.
+
+    The Jacobian is not formed: a sum of squared gradients that is weighted with Σ costs one
+    backward pass per output unit, by the rules of the Fisher (:class:`SquaredGradients`).
+
+    Args:
+        model: in evaluation mode; called with ``(x)``, or ``(x, task_label)`` if that is given.
+        variances: Σ by parameter name; other parameters are certain.
+        x: B inputs, in dimension 0.
+        task_label: of all inputs.
+        is_needed: from the outputs to a mask of output units, flattened (U,); the variance of the
+            others is left at zero. All by default.
+
+    Returns:
+        Outputs and variances, both (B, …), without gradients.
+    """
+    parameters = {n: p for n, p in model.named_parameters() if n in variances}
+    with torch.enable_grad():
+        method = SquaredGradients(model, parameters, x, task_label)
+        outputs, weighted_sums = method.forward_weighted(x, variances)
+        variance = torch.zeros_like(outputs)
+        n_units = outputs[0].numel()
+        needed = range(n_units) if is_needed is None else is_needed(outputs).nonzero()[:, 0]
+        for unit in needed:
+            factor = torch.zeros_like(outputs)
+            factor.view(len(outputs), -1)[:, unit] = 1
+            variance.view(len(outputs), -1)[:, unit] = weighted_sums(factor)
+    return outputs, variance

@@ -1,0 +1,240 @@
+"""What a network with a posterior over its weights predicts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass
+from math import pi
+from typing import Any, Literal, NamedTuple, overload
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, jvp
+
+from avalanche_hnet.core.checks import at_least, one_of
+from avalanche_hnet.core.likelihoods import Categorical, Gaussian, Likelihood
+from avalanche_hnet.core.linearization import output_variance
+from avalanche_hnet.core.posterior import GaussianPosterior
+from avalanche_hnet.core.undisturbed import evaluating
+
+PredictionMethod = Literal["map", "sample", "linearized"]
+
+
+class RegressionPrediction(NamedTuple):
+    """Mean and variances of real targets, each of the shape (B, …) of the model's outputs."""
+
+    mean: Tensor
+    epistemic_variance: Tensor
+    """Of f(x), from not knowing the weights; it shrinks with data."""
+    noise_variance: Tensor
+    """Of the targets around f(x); it stays."""
+
+    @property
+    def variance(self) -> Tensor:
+        """Of the targets: the sum of both."""
+        return self.epistemic_variance + self.noise_variance
+
+
+@overload
+def predict(
+    model: nn.Module,
+    posterior: GaussianPosterior,
+    x: Tensor,
+    method: PredictionMethod = ...,
+    *,
+    likelihood: Gaussian,
+    task_label: int | None = ...,
+    n_samples: int = ...,
+    generator: torch.Generator | None = ...,
+) -> RegressionPrediction: ...
+
+
+@overload
+def predict(
+    model: nn.Module,
+    posterior: GaussianPosterior,
+    x: Tensor,
+    method: PredictionMethod = ...,
+    *,
+    likelihood: Categorical = ...,
+    task_label: int | None = ...,
+    n_samples: int = ...,
+    generator: torch.Generator | None = ...,
+) -> Tensor: ...
+
+
+def predict(
+    model: nn.Module,
+    posterior: GaussianPosterior,
+    x: Tensor,
+    method: PredictionMethod = "linearized",
+    *,
+    likelihood: Likelihood | None = None,
+    task_label: int | None = None,
+    n_samples: int = 30,
+    generator: torch.Generator | None = None,
+) -> Tensor | RegressionPrediction:
+    """The predictive distribution p(y | x) = ∫ p(y | f(x, φ)) N(φ; φ*, Λ⁻¹) dφ.
+
+    - ``"linearized"``: with the outputs linear in the weights around φ*, f(x, φ*) + J (φ − φ*),
+      which then are Gaussian with variances v = diag(J Λ⁻¹ Jᵀ). Regression is exact, and class
+      probabilities are softmax(f / √(1 + π v / 8)), the multi-class probit approximation.
+      Immer et al. 2021, *Improving predictions of Bayesian neural nets via local linearization*
+      (arXiv 2008.08400). Costs a backward pass per output unit.
+    - ``"sample"``: the average over ``n_samples`` networks with weights drawn from the posterior.
+      A diagonal posterior of a real network is often too wide for that: the weights' dependence
+      on each other, which it leaves out, is what keeps the outputs together.
+    - ``"map"``: that of φ* alone; its epistemic variance is zero.
+
+    The model runs in evaluation mode at the posterior's mean. Weights that have never been trained
+    (heads of tasks to come) are at the prior.
+
+    Args:
+        model: called as ``model(x)``, or as ``model(x, task_label)`` if that is given.
+        posterior: of the model's parameters, by the names that they have in it. Parameters that
+            it does not know are taken as they are.
+        x: B inputs, in dimension 0.
+        method: see above.
+        likelihood: :class:`Categorical` (the default), or :class:`Gaussian` with its noise.
+        task_label: of all inputs; a posterior over several heads becomes that of this task.
+        n_samples: for ``"sample"``.
+        generator: likewise; by default PyTorch's global one.
+
+    Returns:
+        Class probabilities of the shape of the outputs, (B, C, …), or a
+        :class:`RegressionPrediction`. No gradients.
+
+    Raises:
+        TypeError: if ``likelihood`` is neither of the two.
+        ValueError: for an unknown method or ``n_samples`` below 1; if the posterior is empty or
+            that of another model.
+    """
+    likelihood = Categorical() if likelihood is None else likelihood
+    predictor = Predictor(model, posterior, method, task_label, n_samples, generator)
+    if isinstance(likelihood, Gaussian):
+        return predictor.regression(x, likelihood)
+    if not isinstance(likelihood, Categorical):
+        raise TypeError(f"likelihood must be Categorical() or Gaussian(noise), got {likelihood!r}")
+    dtype = next(iter(posterior.mean.values())).dtype
+    return predictor.class_probabilities(x).to(dtype)
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A model with a posterior and a way to predict, all as in :func:`predict`."""
+
+    model: nn.Module
+    posterior: GaussianPosterior
+    method: PredictionMethod = "linearized"
+    task_label: int | None = None
+    n_samples: int = 30
+    generator: torch.Generator | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what is out of range, and fit the posterior to the model."""
+        one_of(PredictionMethod, method=self.method)
+        at_least(1, n_samples=self.n_samples)
+        object.__setattr__(self, "posterior", _fitted(self.posterior, self.model))
+
+    def class_probabilities(self, x: Tensor) -> Tensor:
+        """Probabilities (B, C, …) in float64: the small ones tell tasks apart."""
+        if self.method == "sample":
+            total = sum(draw.double().softmax(1) for draw in self.draws(x))
+            return torch.as_tensor(total) / self.n_samples
+        if self.method == "map":
+            return self._at_mean(x).double().softmax(1)
+        outputs, variance = self._linearized(x, _is_possible)
+        return (outputs.double() / (1 + pi / 8 * variance.double()).sqrt()).softmax(1)
+
+    def regression(self, x: Tensor, likelihood: Gaussian) -> RegressionPrediction:
+        """Mean and variances (B, …)."""
+        if self.method == "sample":
+            draws = torch.stack([*self.draws(x)])
+            mean, variance = draws.mean(0), draws.var(0, correction=0)
+        elif self.method == "map":
+            mean = self._at_mean(x)
+            variance = torch.zeros_like(mean)
+        else:
+            mean, variance = self._linearized(x)
+        return RegressionPrediction(mean, variance, torch.full_like(mean, likelihood.noise_std**2))
+
+    def draws(self, x: Tensor) -> Iterator[Tensor]:
+        """Outputs (B, …) under draws of weights, of the network or of its linearisation.
+
+        A draw is one and the same for all inputs.
+        """
+        if self.method == "map":
+            raise ValueError("method='map' has no draws; take 'linearized' or 'sample'")
+        mean = self.posterior.mean
+
+        def outputs(parameters: dict[str, Tensor]) -> Tensor:
+            return functional_call(self.model, parameters, self._arguments(x))
+
+        for _ in range(self.n_samples):
+            drawn = self.posterior.sample(self.generator)
+            with _weights(self.model, self.posterior), torch.no_grad():
+                if self.method == "sample":
+                    draw = outputs(drawn)
+                else:
+                    change = {n: drawn[n] - mean[n] for n in mean}
+                    draw = sum(jvp(outputs, (mean,), (change,))[:2])
+            yield draw
+
+    def _arguments(self, x: Tensor) -> tuple[Any, ...]:
+        return (x,) if self.task_label is None else (x, self.task_label)
+
+    @torch.no_grad()
+    def _at_mean(self, x: Tensor) -> Tensor:
+        with _weights(self.model, self.posterior):
+            outputs: Tensor = self.model(*self._arguments(x))
+        return outputs
+
+    def _linearized(
+        self, x: Tensor, is_needed: Callable[[Tensor], Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        variances = {name: p.reciprocal() for name, p in self.posterior.precision.items()}
+        with _weights(self.model, self.posterior):
+            return output_variance(self.model, variances, x, self.task_label, is_needed)
+
+
+def _is_possible(outputs: Tensor) -> Tensor:
+    """Whether any sample can have the class of an output unit, for logits (B, C, …)."""
+    return outputs.softmax(1).flatten(1).any(0)
+
+
+def _fitted(posterior: GaussianPosterior, model: nn.Module) -> GaussianPosterior:
+    """The posterior, with the prior for what the model has got since (an evaluation adds heads)."""
+    if not posterior.mean:
+        raise ValueError("posterior is empty: no experience has been trained with it yet")
+    parameters = dict(model.named_parameters())
+    missing = posterior.mean.keys() - parameters.keys()
+    if missing:
+        raise ValueError(
+            f"posterior holds {min(missing)!r}, which the model does not have; it must be the "
+            "posterior of this model"
+        )
+    new = {n for n, p in parameters.items() if p.requires_grad} - posterior.mean.keys()
+    if not new and all(parameters[n].shape == mean.shape for n, mean in posterior.mean.items()):
+        return posterior
+    fitted = deepcopy(posterior)
+    fitted.align(parameters)
+    return fitted
+
+
+@contextmanager
+def _weights(model: nn.Module, posterior: GaussianPosterior) -> Iterator[None]:
+    """Evaluation mode, and the posterior's mean in place of the model's parameters."""
+    parameters = dict(model.named_parameters())
+    own = {n: (parameters[n].data, parameters[n].requires_grad) for n in posterior.mean}
+    with evaluating(model.modules()):
+        try:
+            for name, mean in posterior.mean.items():
+                parameters[name].data = mean
+                parameters[name].requires_grad_(True)
+            yield
+        finally:
+            for name, (data, requires_grad) in own.items():
+                parameters[name].data = data
+                parameters[name].requires_grad_(requires_grad)

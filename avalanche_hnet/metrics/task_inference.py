@@ -1,0 +1,80 @@
+"""How often the right task is inferred, as Avalanche's metrics report accuracy."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from avalanche.evaluation import GenericPluginMetric, PluginMetric
+from avalanche.evaluation.metric_utils import default_cm_image_creator
+from avalanche.evaluation.metrics import Accuracy, StreamConfusionMatrix
+from avalanche.training.templates import SupervisedTemplate
+from torch import Tensor
+
+from avalanche_hnet.models.task_inference import TaskInference
+
+
+def task_inference_metrics(
+    *, experience: bool = False, stream: bool = False, confusion_matrix: bool = False
+) -> list[PluginMetric]:
+    """Metrics of the inferred tasks, for evaluations with a :class:`TaskInferencePlugin`.
+
+    The benchmark's task labels are the truth.
+
+    Args:
+        experience: ``TaskInference_Acc_Exp``, the share of samples whose task is inferred
+            correctly, of each experience that is evaluated.
+        stream: ``TaskInference_Acc_Stream``, of all samples of the stream that is evaluated.
+        confusion_matrix: ``TaskInference_ConfusionMatrix_Stream``, the number of samples by true
+            task (rows) and inferred task (columns): an image, and for loggers that take no
+            images a tensor.
+
+    Returns:
+        What was asked for, in this order; nothing by default.
+
+    Raises:
+        ValueError: while evaluating, if the model infers no tasks.
+    """
+    metrics: list[PluginMetric] = []
+    if experience:
+        metrics.append(_TaskInferenceAccuracy("TaskInference_Acc_Exp", "experience"))
+    if stream:
+        metrics.append(_TaskInferenceAccuracy("TaskInference_Acc_Stream", "stream"))
+    if confusion_matrix:
+        metrics.append(_TaskConfusionMatrix())
+    return metrics
+
+
+class _TaskInferenceAccuracy(GenericPluginMetric[float, Accuracy]):
+    def __init__(self, name: str, level: str) -> None:
+        super().__init__(Accuracy(), reset_at=level, emit_at=level, mode="eval")
+        self._name = name
+
+    def update(self, strategy: SupervisedTemplate) -> None:
+        self._metric.update(_inferred(strategy), strategy.mb_task_id)
+
+    def __str__(self) -> str:
+        return self._name
+
+
+class _TaskConfusionMatrix(StreamConfusionMatrix):
+    def __init__(self) -> None:
+        image = partial(
+            default_cm_image_creator, include_values=True, image_title="tasks: true and inferred"
+        )
+        super().__init__(image_creator=image, absolute_class_order=True)
+
+    def after_eval_iteration(self, strategy: SupervisedTemplate) -> None:
+        super(StreamConfusionMatrix, self).after_eval_iteration(strategy)
+        self.update(strategy.mb_task_id.cpu(), _inferred(strategy).cpu())
+
+    def __str__(self) -> str:
+        return "TaskInference_ConfusionMatrix_Stream"
+
+
+def _inferred(strategy: SupervisedTemplate) -> Tensor:
+    if not isinstance(strategy.model, TaskInference):
+        raise ValueError(
+            f"task_inference_metrics need a model that infers tasks, got a "
+            f"{type(strategy.model).__name__}; add a TaskInferencePlugin to the strategy's plugins"
+        )
+    return strategy.model.inferred_tasks

@@ -1,0 +1,43 @@
+"""Evaluation without task labels, as a plugin for Avalanche's strategies."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from avalanche.training.plugins import SupervisedPlugin
+from avalanche.training.templates import SupervisedTemplate
+
+from avalanche_hnet.models.task_inference import TaskInference
+
+
+class TaskInferencePlugin(SupervisedPlugin):
+    """While a strategy evaluates, its model infers the task of each sample.
+
+    Training goes on with the task labels of the benchmark; in evaluation none is looked at, but
+    to name metrics. All of Avalanche's metrics work as they are, and
+    :func:`~avalanche_hnet.metrics.task_inference_metrics` tell how good the inference is.
+
+    Args:
+        **options: the arguments of :class:`TaskInference` after the model.
+
+    Raises:
+        TypeError, ValueError: as :class:`TaskInference`, when an evaluation begins.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__()
+        self.options = options
+
+    def before_training(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
+        """Make sure that the model itself is trained, if an evaluation was broken off."""
+        self.after_eval(strategy)
+
+    def before_eval(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
+        """Put the inference in front of the model."""
+        self.after_eval(strategy)
+        strategy.model = TaskInference(strategy.model, **self.options)
+
+    def after_eval(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
+        """Take it away again."""
+        if isinstance(strategy.model, TaskInference):
+            strategy.model = strategy.model.model
