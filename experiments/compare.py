@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -18,50 +18,71 @@ from experiments.figures import draw_matrices
 from experiments.in_memory import in_memory
 from experiments.methods import make_strategy
 from experiments.networks import mlp
-from experiments.options import Method, Options
-from experiments.results import Result, summary_table, write_csv, write_json
+from experiments.options import Method, Options, OptionsT
+from experiments.results import (
+    Result,
+    by_scenario,
+    scenarios_table,
+    summary_table,
+    write_csv,
+    write_json,
+)
 
 
 def compare(
     name: str,
-    make_benchmark: Callable[[int], CLScenario],
-    options: Options,
+    make_benchmark: Callable[[OptionsT, int], CLScenario],
+    runs: Sequence[OptionsT],
     *,
     new_classes: int = 0,
 ) -> Path:
-    """Run all methods and seeds, write the report and print its table.
+    """Run all methods and seeds, write the report and print its tables.
 
     Args:
         name: of the experiment, for its folder and titles.
-        make_benchmark: makes the benchmark of a seed.
-        options: with both strengths given.
-        new_classes: added to the class labels of each experience once more than to the last.
+        make_benchmark: makes the benchmark of a scenario's options and a seed.
+        runs: options of each scenario, with both strengths given; else they are alike.
+        new_classes: in the class scenario, added to the class labels of each experience once more
+            than to the last.
 
     Returns:
-        The run's folder: TensorBoard events, ``results.csv``, ``summary.json``, ``matrices.png``.
+        The run's folder: TensorBoard events, ``results.csv``, ``summary.json``, and a picture
+        ``matrices-SCENARIO.png`` of each scenario.
     """
-    folder = options.output / f"{name}-{options.scenario}-{datetime.now():%Y%m%d-%H%M%S}"
+    first, several = runs[0], len(runs) > 1
+    which = "all" if several else first.scenario
+    folder = first.output / f"{name}-{which}-{datetime.now():%Y%m%d-%H%M%S}"
     folder.mkdir(parents=True)
     results = []
-    with tqdm(total=options.seeds * len(options.chosen_methods), disable=None) as progress:
-        for seed in range(options.seeds):
-            benchmark = in_memory(
-                make_benchmark(seed), validate=options.validate, new_classes=new_classes
-            )
-            for method in options.chosen_methods:
-                progress.set_description(f"{method}, seed {seed}")
-                log_folder = folder / "tensorboard" / method / f"seed{seed}"
-                results.append(train(method, benchmark, options, seed, log_folder))
-                progress.update()
+    steps = sum(options.seeds * len(options.methods) for options in runs)
+    with tqdm(total=steps, disable=None) as progress:
+        for options in runs:
+            logs = folder / "tensorboard" / (options.scenario if several else "")
+            for seed in range(options.seeds):
+                benchmark = in_memory(
+                    make_benchmark(options, seed),
+                    validate=options.validate,
+                    new_classes=new_classes if options.scenario == "class" else 0,
+                )
+                for method in options.methods:
+                    progress.set_description(f"{options.scenario}, {method}, seed {seed}")
+                    log_folder = logs / method / f"seed{seed}"
+                    results.append(train(method, benchmark, options, seed, log_folder))
+                    progress.update()
 
-    data = "held-out training data" if options.validate else "test data"
-    title = f"{name}, {options.scenario}-incremental, seeds 0 to {options.seeds - 1}, {data}"
-    write_csv(results, folder / "results.csv")
     versions = {p: version(p) for p in ("avalanche-hnet", "avalanche-lib", "torch")}
-    write_json(results, asdict(options) | {"versions": versions}, folder / "summary.json")
-    draw_matrices(results, title, folder / "matrices.png")
+    settings = {str(options.scenario): asdict(options) for options in runs}
+    write_csv(results, folder / "results.csv")
+    write_json(results, settings, versions, folder / "summary.json")
     console = Console()
-    console.print(summary_table(results, title))
+    data = "held-out training data" if first.validate else "test data"
+    seeds = "seed 0" if first.seeds == 1 else f"seeds 0 to {first.seeds - 1}"
+    for scenario, group in by_scenario(results).items():
+        title = f"{name}, {scenario}-incremental, {seeds}, {data}"
+        draw_matrices(group, title, folder / f"matrices-{scenario}.png")
+        console.print(summary_table(group, title))
+    if several:
+        console.print(scenarios_table(results, f"{name}, {seeds}, {data}"))
     console.print(f"Everything is in {folder.resolve()}", soft_wrap=True)
     return folder
 
@@ -72,21 +93,35 @@ def train(
     """Accuracies of one method after each experience (of joint training, after all)."""
     RNGManager.set_random_seeds(seed)
     stream = benchmark.train_stream
-    x, *_ = stream[0].dataset[0]
-    n_classes = 1 + max(c for e in stream for c in e.classes_in_this_experience)
-    if method == "hypernet":
-        n_outputs = n_classes * (len(stream) if options.hypernet.multi_head else 1)
-        target = mlp("domain", x.numel(), options.hidden, n_outputs, options.dropout)
-        model: nn.Module = options.hypernet.make_model(target)
-    else:
-        model = mlp(options.scenario, x.numel(), options.hidden, n_classes, options.dropout)
+    model = make_model(method, benchmark, options)
     strategy = make_strategy(method, model, options, len(stream), log_folder)
-    matrix = []
+    matrix, inference = [], None
     for experiences in [stream] if method == "joint" else stream:
         # Adam starts anew with each experience, as the papers have it.
         strategy.train(experiences, reset_optimizer_state=True)
         metrics = strategy.eval(benchmark.test_stream)
-        prefix = "Top1_Acc_Exp/eval_phase/test_stream/"
-        accuracies = {name: 100 * a for name, a in metrics.items() if name.startswith(prefix)}
-        matrix.append([accuracies[name] for name in sorted(accuracies)])
-    return Result(method, seed, matrix)
+        matrix.append(_by_experience(metrics, "Top1_Acc_Exp"))
+        inference = _by_experience(metrics, "TaskInference_Acc_Exp") or None
+    return Result(method, seed, matrix, options.scenario, inference)
+
+
+def make_model(method: Method, benchmark: CLScenario, options: Options) -> nn.Module:
+    """The network of a method, with the output layer that the scenario calls for."""
+    stream = benchmark.train_stream
+    x, *_ = stream[0].dataset[0]
+    n_classes = 1 + max(c for e in stream for c in e.classes_in_this_experience)
+    if method != "hypernet":
+        return mlp(options.heads, x.numel(), options.hidden, n_classes, options.dropout)
+    hypernet = options.hypernet
+    if options.scenario == "class":  # of all classes, a task has its own
+        hypernet = replace(hypernet, multi_head=True)
+    elif hypernet.multi_head:
+        n_classes *= len(stream)
+    return hypernet.make_model(mlp("fixed", x.numel(), options.hidden, n_classes, options.dropout))
+
+
+def _by_experience(metrics: Mapping[str, float], name: str) -> list[float]:
+    """Values in percent of a metric of the test stream's experiences, in their order."""
+    prefix = f"{name}/eval_phase/test_stream/"
+    found = {key: 100 * value for key, value in metrics.items() if key.startswith(prefix)}
+    return [found[key] for key in sorted(found, key=lambda key: key.rpartition("/")[2])]

@@ -19,7 +19,8 @@ from avalanche.training.plugins import (
 from avalanche.training.templates import SupervisedTemplate
 from torch import nn
 
-from avalanche_hnet import HyperModel, PriorEWCPlugin
+from avalanche_hnet import HyperModel, PriorEWCPlugin, TaskInferencePlugin
+from avalanche_hnet.metrics import task_inference_metrics
 from experiments.iterations import IterationsPlugin
 from experiments.options import Method, Options
 from experiments.tensor_batches import TensorBatchesPlugin
@@ -46,6 +47,23 @@ def make_strategy(
         IterationsPlugin(iterations),
         LRSchedulerPlugin(half_cosine, step_granularity="iteration"),
     ]
+    metrics = [
+        accuracy_metrics(epoch=True, experience=True, stream=True),
+        loss_metrics(epoch=True, experience=True),
+        forgetting_metrics(experience=True),
+    ]
+    posterior: dict[str, Any] = {}
+    if method == "prior-ewc":
+        ewc = PriorEWCPlugin(
+            options.prior_ewc_lambda, options.prior_variance, n_fisher=options.n_fisher
+        )
+        plugins.append(ewc)
+        posterior = {"posterior": ewc.posterior, "method": options.prediction}
+    elif method == "ewc":
+        plugins.append(EWCPlugin(options.ewc_lambda, mode="online", decay_factor=1.0))
+    if options.infers_tasks(method):
+        plugins.append(TaskInferencePlugin(criterion=options.criterion, **posterior))
+        metrics.append(task_inference_metrics(experience=True, stream=True, confusion_matrix=True))
     common: dict[str, Any] = {
         "model": model,
         "optimizer": optimizer,
@@ -55,22 +73,12 @@ def make_strategy(
         "device": options.device,
         "plugins": plugins,
         "evaluator": EvaluationPlugin(
-            accuracy_metrics(epoch=True, experience=True, stream=True),
-            loss_metrics(epoch=True, experience=True),
-            forgetting_metrics(experience=True),
+            *metrics,
             loggers=[TensorboardLogger(log_folder)],
         ),
     }
     if isinstance(model, HyperModel):
         plugins.insert(0, TensorBatchesPlugin())
         return options.hypernet.make_strategy(**common)
-    if method == "ewc":
-        plugins.append(EWCPlugin(options.ewc_lambda, mode="online", decay_factor=1.0))
-    elif method == "prior-ewc":
-        plugins.append(
-            PriorEWCPlugin(
-                options.prior_ewc_lambda, options.prior_variance, n_fisher=options.n_fisher
-            )
-        )
     strategy = JointTraining if method == "joint" else Naive
     return strategy(**common)

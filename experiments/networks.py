@@ -3,30 +3,34 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Literal
 
 from avalanche.models import IncrementalClassifier, MultiHeadClassifier, MultiTaskModule
 from torch import Tensor, nn
 
-from experiments.options import Scenario
+from avalanche_hnet import BlockMultiHeadClassifier
+from experiments.options import Head
 
 
 def mlp(
-    scenario: Scenario,
+    heads: Literal["task", "domain"] | Head,
     n_inputs: int,
     hidden: tuple[int, ...],
     n_classes: int,
     dropout: float = 0.0,
 ) -> nn.Module:
-    """An MLP on flattened inputs; ``n_classes`` counts the classes of the domain scenario."""
+    """An MLP on flattened inputs; ``n_classes`` counts those of a layer of fixed size."""
     sizes = (n_inputs, *hidden)
     features = nn.Sequential(nn.Flatten())
     for n_in, n_out in pairwise(sizes):
         features.extend([nn.Linear(n_in, n_out), nn.ReLU()])
         if dropout:
             features.append(nn.Dropout(dropout))
-    if scenario == "task":
+    if heads == "task":
         return MultiHeadNetwork(features, MultiHeadClassifier(sizes[-1]))
-    if scenario == "class":
+    if heads == "separate":  # classes differ in number of columns, which Avalanche's fill up
+        return MultiHeadNetwork(features, BlockMultiHeadClassifier(sizes[-1]))
+    if heads == "growing":
         return nn.Sequential(features, IncrementalClassifier(sizes[-1]))
     return nn.Sequential(features, nn.Linear(sizes[-1], n_classes))
 
@@ -34,7 +38,7 @@ def mlp(
 class MultiHeadNetwork(MultiTaskModule):
     """Shared features and one head per task."""
 
-    def __init__(self, features: nn.Module, head: MultiHeadClassifier) -> None:
+    def __init__(self, features: nn.Module, head: MultiTaskModule) -> None:
         super().__init__()
         self.features = features
         self.head = head

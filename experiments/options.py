@@ -9,9 +9,12 @@ from typing import Any, Literal, TypeVar, get_args
 
 import torch
 
+from avalanche_hnet.core.predictive import PredictionMethod
+from avalanche_hnet.core.task_choice import InferenceCriterion
 from experiments.hypernet import HypernetOptions
 
 Scenario = Literal["task", "domain", "class"]
+Head = Literal["growing", "fixed", "separate"]
 Method = Literal["naive", "ewc", "prior-ewc", "hypernet", "joint"]
 OptionsT = TypeVar("OptionsT", bound="Options")
 
@@ -20,12 +23,20 @@ OptionsT = TypeVar("OptionsT", bound="Options")
 class Options:
     """Settings of a comparison of methods on one stream of experiences."""
 
-    scenario: Scenario = "task"
+    scenario: Scenario | Literal["all"] = "task"
     """What is told and asked: task (the task label is given, one head per task), domain (no task
-    label, the same labels in every experience) or class (no task label, classes add up)."""
-    methods: tuple[Method, ...] | None = None
-    """Methods to compare: no protection, Avalanche's online EWC, PriorEWCPlugin, a hypernetwork
-    (in the task scenario), and training on all experiences at once. Default: all."""
+    label, the same labels in every experience), class (no task label, classes add up), or all
+    three in turn. The hypernetwork, which is told the task in training, infers it otherwise."""
+    head: Head | None = None
+    """Of the class scenario, for all but the hypernetwork: a softmax that grows with the classes
+    (the default), a fixed one over all classes, or a head per task, with the task inferred."""
+    criterion: InferenceCriterion = "entropy"
+    """What an inferred task is chosen by. Agreement is of draws from PriorEWC's posterior."""
+    prediction: PredictionMethod = "linearized"
+    """How PriorEWC with separate heads predicts, to infer the task."""
+    methods: tuple[Method, ...] = get_args(Method)
+    """Methods to compare: no protection, Avalanche's online EWC, PriorEWCPlugin, a hypernetwork,
+    and training on all experiences at once."""
     seeds: int = 3
     """Number of repetitions, with the seeds 0, 1, ... for weights, data order and permutations."""
     hidden: tuple[int, ...] = (100, 100)
@@ -71,41 +82,77 @@ class Options:
             raise ValueError(f"dropout must be a probability below 1, got {self.dropout}")
         if any(width < 1 for width in self.hidden):
             raise ValueError(f"hidden must be widths of at least 1, got {self.hidden}")
-        methods = self.chosen_methods
+        methods = self.methods
         if not methods or len(set(methods)) < len(methods):
             raise ValueError(f"methods must name at least one, each once, got {methods}")
-        if "hypernet" in methods and self.scenario != "task":
+        if self.head is not None and self.scenario not in ("class", "all"):
             raise ValueError(
-                "methods may name 'hypernet' with scenario 'task' only, which tells the "
-                f"hypernetwork the task, got scenario {self.scenario!r}"
+                f"head={self.head!r} needs scenario 'class', got scenario {self.scenario!r}"
+            )
+        inferring = [m for m in methods if self.infers_tasks(m)]
+        if self.criterion != "entropy" and not inferring:
+            raise ValueError(
+                f"criterion={self.criterion!r} is for tasks that are inferred, which no method "
+                f"does in scenario {self.scenario!r} with head {self.head!r}"
+            )
+        if self.prediction != "linearized" and "prior-ewc" not in inferring:
+            raise ValueError(
+                f"prediction={self.prediction!r} needs the method 'prior-ewc' in scenario 'class' "
+                "with head 'separate'"
+            )
+        if self.criterion == "agreement" and any(m != "prior-ewc" for m in methods):
+            raise ValueError(
+                "criterion='agreement' needs draws from a posterior, which only the method "
+                f"'prior-ewc' has, got methods {methods}"
             )
         try:
             torch.zeros(1, device=self.device)
         except (RuntimeError, AssertionError) as error:
             raise ValueError(f"device {self.device!r} cannot be used: {error}") from None
 
+    def by_scenario(self: OptionsT) -> list[OptionsT]:
+        """The options of each scenario, with what it does not use left out."""
+        if self.scenario != "all":
+            return [self]
+        unused: dict[str, Any] = {"head": None, "prediction": "linearized"}
+        criterion = self.criterion if "hypernet" in self.methods else "entropy"
+        return [
+            replace(self, scenario="task", criterion="entropy", **unused),
+            replace(self, scenario="domain", criterion=criterion, **unused),
+            replace(self, scenario="class"),
+        ]
+
     @property
-    def chosen_methods(self) -> tuple[Method, ...]:
-        """The methods, those of the scenario if none were given."""
-        if self.methods is not None:
-            return self.methods
-        return tuple(m for m in get_args(Method) if self.scenario == "task" or m != "hypernet")
+    def heads(self) -> Literal["task", "domain"] | Head:
+        """The kind of output layer: one head per task, one for all, or a kind of the classes'."""
+        if self.scenario == "class":
+            return self.head or "growing"
+        assert self.scenario != "all"
+        return self.scenario
+
+    def infers_tasks(self, method: Method) -> bool:
+        """Whether the method has a solution for each task, but is not told the task."""
+        return self.scenario != "task" and (method == "hypernet" or self.head == "separate")
 
 
-def split_arguments(scenario: Scenario) -> dict[str, Any]:
-    """What makes a split of classes into experiences one of ``scenario``."""
-    return {
-        "return_task_id": scenario == "task",
-        "class_ids_from_zero_in_each_exp": scenario != "class",
-    }
+def split_arguments(scenario: str) -> dict[str, Any]:
+    """What makes a split of classes into experiences one of ``scenario``.
+
+    Task labels are there for training; what must not know them in evaluation does not look.
+    """
+    return {"return_task_id": True, "class_ids_from_zero_in_each_exp": scenario != "class"}
 
 
 def with_strengths(
-    options: OptionsT, ewc: Mapping[Scenario, float], prior_ewc: Mapping[Scenario, float]
+    options: OptionsT, ewc: Mapping[str, float], prior_ewc: Mapping[str, float]
 ) -> OptionsT:
-    """The options with the strengths that were not given filled in for their scenario."""
+    """The options with the strengths that were not given filled in for their scenario.
+
+    With separate heads, the class scenario's training is that of the task scenario.
+    """
+    trained_as = "task" if options.head == "separate" else options.scenario
     if options.ewc_lambda is None:
-        options = replace(options, ewc_lambda=ewc[options.scenario])
+        options = replace(options, ewc_lambda=ewc[trained_as])
     if options.prior_ewc_lambda is None:
-        options = replace(options, prior_ewc_lambda=prior_ewc[options.scenario])
+        options = replace(options, prior_ewc_lambda=prior_ewc[trained_as])
     return options

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean, stdev
@@ -17,12 +17,15 @@ from rich.table import Table
 class Result:
     """Accuracies in percent: ``matrix[k][j]`` on experience j after training on experience k.
 
-    Joint training has one row.
+    Joint training has one row. ``inference`` is the share of samples, in percent, whose task is
+    inferred correctly at the end, for each experience; None where no task is inferred.
     """
 
     method: str
     seed: int
     matrix: list[list[float]]
+    scenario: str = "task"
+    inference: list[float] | None = None
 
     @property
     def average(self) -> float:
@@ -53,12 +56,42 @@ def by_method(results: Sequence[Result]) -> dict[str, list[Result]]:
     return groups
 
 
+def by_scenario(results: Sequence[Result]) -> dict[str, list[Result]]:
+    """Results under their scenario, in order of appearance."""
+    groups: dict[str, list[Result]] = {}
+    for result in results:
+        groups.setdefault(result.scenario, []).append(result)
+    return groups
+
+
+def scenarios_table(results: Sequence[Result], title: str) -> Table:
+    """Average accuracy of each method in each scenario."""
+    table = Table(
+        title=title, caption="average accuracy in %, mean ± standard deviation over seeds"
+    )
+    scenarios = list(by_scenario(results))
+    for column in ("method", *scenarios):
+        table.add_column(column, justify="left" if column == "method" else "right", no_wrap=True)
+    for method, group in by_method(results).items():
+        averages = {s: [r.average for r in found] for s, found in by_scenario(group).items()}
+        table.add_row(
+            method, *(mean_and_spread(averages[s]) if s in averages else "-" for s in scenarios)
+        )
+    return table
+
+
 def summary_table(results: Sequence[Result], title: str) -> Table:
-    """Average accuracy, forgetting and final accuracies per experience, for each method."""
+    """Average accuracy, forgetting and final accuracies per experience, for each method.
+
+    Where tasks are inferred, also how often correctly.
+    """
+    inferred = any(result.inference for result in results)
     table = Table(title=title, caption="accuracy in %, mean ± standard deviation over seeds")
     table.add_column("method", no_wrap=True)
     table.add_column("average", justify="right", no_wrap=True)
     table.add_column("forgetting", justify="right", no_wrap=True)
+    if inferred:
+        table.add_column("task inferred", justify="right", no_wrap=True)
     table.add_column("final accuracy on each experience")
     for method, group in by_method(results).items():
         forgetting = [f for r in group if (f := r.forgetting) is not None]
@@ -67,39 +100,54 @@ def summary_table(results: Sequence[Result], title: str) -> Table:
             method,
             mean_and_spread([r.average for r in group]),
             mean_and_spread(forgetting) if forgetting else "-",
+            *([_inference(group)] if inferred else []),
             "  ".join(f"{mean(values):.1f}" for values in finals),
         )
     return table
+
+
+def _inference(group: Sequence[Result]) -> str:
+    shares = [mean(r.inference) for r in group if r.inference]
+    return mean_and_spread(shares) if shares else "-"
 
 
 def write_csv(results: Sequence[Result], path: Path) -> None:
     """One line per accuracy."""
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["method", "seed", "trained_experiences", "experience", "accuracy"])
+        writer.writerow(
+            ["scenario", "method", "seed", "trained_experiences", "experience", "accuracy"]
+        )
         for result in results:
             n_experiences = len(result.matrix[-1])
             for k, row in enumerate(result.matrix):
                 trained = n_experiences if len(result.matrix) == 1 else k + 1
                 for j, accuracy in enumerate(row):
-                    writer.writerow([result.method, result.seed, trained, j, f"{accuracy:.4f}"])
+                    names = [result.scenario, result.method, result.seed]
+                    writer.writerow([*names, trained, j, f"{accuracy:.4f}"])
 
 
-def write_json(results: Sequence[Result], settings: dict[str, Any], path: Path) -> None:
-    """Settings, and for each method its averages, forgetting and matrices by seed."""
+def write_json(
+    results: Sequence[Result], settings: Mapping[str, Any], versions: Mapping[str, str], path: Path
+) -> None:
+    """For each scenario its settings, and of each method averages, forgetting and matrices."""
     summary = {
-        "settings": settings,
-        "methods": {
-            method: {
-                "average_accuracy": mean(r.average for r in group),
-                "average_accuracy_std": stdev(a)
-                if len(a := [r.average for r in group]) > 1
-                else None,
-                "results": [
-                    asdict(r) | {"average": r.average, "forgetting": r.forgetting} for r in group
-                ],
+        "versions": versions,
+        "scenarios": {
+            scenario: {
+                "settings": settings[scenario],
+                "methods": {m: _summary(group) for m, group in by_method(found).items()},
             }
-            for method, group in by_method(results).items()
+            for scenario, found in by_scenario(results).items()
         },
     }
     path.write_text(json.dumps(summary, indent=2, default=str) + "\n")
+
+
+def _summary(group: Sequence[Result]) -> dict[str, Any]:
+    averages = [result.average for result in group]
+    return {
+        "average_accuracy": mean(averages),
+        "average_accuracy_std": stdev(averages) if len(averages) > 1 else None,
+        "results": [asdict(r) | {"average": r.average, "forgetting": r.forgetting} for r in group],
+    }

@@ -8,7 +8,6 @@ upper bound).
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 import tyro
@@ -17,15 +16,15 @@ from avalanche.benchmarks import CLScenario, SplitMNIST
 from experiments.compare import compare
 from experiments.hypernet import HypernetOptions
 from experiments.mnist import require_mnist
-from experiments.options import Options, Scenario, split_arguments, with_strengths
+from experiments.options import Options, split_arguments, with_strengths
 
 # Chosen on held-out training data (--validate) in the task scenario with seed 0: for EWC of 1000,
 # 10^4, 10^5 and 10^6, for PriorEWC of 10, 100, 1000 and 10^4 with variances of 1, 100 and 10^4.
 # The other scenarios take the same. The hypernetwork, with 400, 400 hidden units, batches of 128
 # and pairs in order: of strengths of 0.001, 0.01 and 0.1, with and without lookahead, and, with a
 # dropout of 0.5, of 0.01 with lookahead and 0.003 without, which was best.
-EWC_LAMBDA: dict[Scenario, float] = {"task": 1e5, "domain": 1e5, "class": 1e5}
-PRIOR_EWC_LAMBDA: dict[Scenario, float] = {"task": 100.0, "domain": 100.0, "class": 100.0}
+EWC_LAMBDA: dict[str, float] = {"task": 1e5, "domain": 1e5, "class": 1e5}
+PRIOR_EWC_LAMBDA: dict[str, float] = {"task": 100.0, "domain": 100.0, "class": 100.0}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,11 +63,8 @@ def make_benchmark(options: SplitMNISTOptions, seed: int) -> CLScenario:
 def main(options: SplitMNISTOptions) -> None:
     """Run the comparison."""
     require_mnist(options.dataset_root)
-    compare(
-        "split-mnist",
-        partial(make_benchmark, options),
-        with_strengths(options, EWC_LAMBDA, PRIOR_EWC_LAMBDA),
-    )
+    runs = [with_strengths(o, EWC_LAMBDA, PRIOR_EWC_LAMBDA) for o in options.by_scenario()]
+    compare("split-mnist", make_benchmark, runs)
 
 
 if __name__ == "__main__":

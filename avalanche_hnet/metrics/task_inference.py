@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import partial
 
 from avalanche.evaluation import GenericPluginMetric, PluginMetric
@@ -61,11 +62,16 @@ class _TaskConfusionMatrix(StreamConfusionMatrix):
         image = partial(
             default_cm_image_creator, include_values=True, image_title="tasks: true and inferred"
         )
-        super().__init__(image_creator=image, absolute_class_order=True)
+        super().__init__(image_creator=image)
 
     def after_eval_iteration(self, strategy: SupervisedTemplate) -> None:
         super(StreamConfusionMatrix, self).after_eval_iteration(strategy)
         self.update(strategy.mb_task_id.cpu(), _inferred(strategy).cpu())
+
+    def _get_display_class_order(
+        self, exp_cm: Tensor, strategy: SupervisedTemplate
+    ) -> Iterable[int]:
+        return range(len(exp_cm))  # Avalanche's own needs experiences that know their benchmark
 
     def __str__(self) -> str:
         return "TaskInference_ConfusionMatrix_Stream"
