@@ -3,23 +3,34 @@ import io
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import tyro
+from avalanche.models import IncrementalClassifier
 from PIL import Image
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from avalanche_hnet import BlockMultiHeadClassifier, PriorEWCPlugin, TaskInferencePlugin
 from avalanche_hnet.benchmarks import PermutedDigits, SplitDigits
 from experiments import permuted_mnist, split_digits, split_mnist
+from experiments.compare import make_model
 from experiments.hypernet import HypernetOptions
 from experiments.in_memory import in_memory
+from experiments.methods import make_strategy
 from experiments.networks import mlp
 from experiments.options import Options, with_strengths
-from experiments.results import Result, by_method, mean_and_spread, summary_table
+from experiments.results import (
+    Result,
+    by_method,
+    mean_and_spread,
+    scenarios_table,
+    summary_table,
+)
 from experiments.split_digits import SplitDigitsOptions
 from experiments.tensor_batches import TensorBatches
 
@@ -28,6 +39,7 @@ from experiments.tensor_batches import TensorBatches
 def run_folder(tmp_path_factory):
     output = tmp_path_factory.mktemp("runs")
     options = SplitDigitsOptions(
+        scenario="task",
         iterations=20,  # for which the default strengths are too much
         prior_ewc_lambda=10.0,
         prior_variance=1.0,
@@ -42,7 +54,12 @@ def run_folder(tmp_path_factory):
 
 def test_main_job_prints_a_table_and_where_everything_is(tmp_path, capsys):
     options = SplitDigitsOptions(
-        iterations=5, seeds=1, output=tmp_path, methods=("naive", "prior-ewc"), device="cpu"
+        iterations=5,
+        seeds=1,
+        output=tmp_path,
+        methods=("naive", "prior-ewc"),
+        scenario="task",
+        device="cpu",
     )
     split_digits.main(options)
     (folder,) = tmp_path.iterdir()
@@ -55,7 +72,8 @@ def test_main_job_prints_a_table_and_where_everything_is(tmp_path, capsys):
 def test_csv_and_json_hold_the_same_accuracies(run_folder):
     with (run_folder / "results.csv").open() as file:
         rows = list(csv.DictReader(file))
-    summary = json.loads((run_folder / "summary.json").read_text())
+    everything = json.loads((run_folder / "summary.json").read_text())
+    summary = everything["scenarios"]["task"]
     assert set(summary["methods"]) == {"naive", "ewc", "prior-ewc", "hypernet", "joint"}
     assert len(rows) == 2 * (4 * 25 + 5)
     for method, content in summary["methods"].items():
@@ -73,11 +91,12 @@ def test_csv_and_json_hold_the_same_accuracies(run_folder):
         assert content["average_accuracy"] == pytest.approx(np.mean(averages))
     assert summary["settings"]["iterations"] == 20
     assert summary["settings"]["prior_ewc_lambda"] > 0
-    assert "torch" in summary["settings"]["versions"]
+    assert "torch" in everything["versions"]
+    assert {r["scenario"] for r in rows} == {"task"}
 
 
 def test_learning_happens(run_folder):
-    summary = json.loads((run_folder / "summary.json").read_text())
+    summary = json.loads((run_folder / "summary.json").read_text())["scenarios"]["task"]
     assert summary["methods"]["joint"]["average_accuracy"] > 90
     for result in summary["methods"]["prior-ewc"]["results"]:
         assert min(result["matrix"][k][k] for k in range(5)) > 70
@@ -98,21 +117,49 @@ def test_tensorboard_events_of_the_hypernetwork(run_folder):
     assert {"Hypernet/Loss", "Hypernet/WeightsMoved/Task000"} <= set(events.Tags()["scalars"])
 
 
-@pytest.mark.parametrize("scenario", ["task", "domain", "class"])
-def test_all_methods_of_the_scenario_are_the_default(scenario):
-    methods = Options(scenario=scenario).chosen_methods
-    assert ("hypernet" in methods) == (scenario == "task")
-    assert {"naive", "ewc", "prior-ewc", "joint"} <= set(methods)
+def test_all_methods_are_the_default():
+    assert set(Options().methods) == {"naive", "ewc", "prior-ewc", "hypernet", "joint"}
+
+
+def test_all_scenarios_are_each_scenario_with_what_it_uses():
+    options = Options(scenario="all", head="separate", criterion="confidence", prediction="map")
+    task, domain, classes = options.by_scenario()
+    assert [o.scenario for o in (task, domain, classes)] == ["task", "domain", "class"]
+    assert [o.head for o in (task, domain, classes)] == [None, None, "separate"]
+    assert [o.criterion for o in (task, domain, classes)] == ["entropy", *2 * ["confidence"]]
+    assert classes.prediction == "map"
+    assert Options(scenario="domain").by_scenario() == [Options(scenario="domain")]
+    assert [o.heads for o in (task, domain, classes)] == ["task", "domain", "separate"]
+    assert Options(scenario="class").heads == "growing"
+
+
+@pytest.mark.parametrize(
+    ("scenario", "head", "inferring"),
+    [
+        ("task", None, set()),
+        ("domain", None, {"hypernet"}),
+        ("class", None, {"hypernet"}),
+        ("class", "fixed", {"hypernet"}),
+        ("class", "separate", {"naive", "ewc", "prior-ewc", "hypernet", "joint"}),
+    ],
+)
+def test_who_infers_tasks(scenario, head, inferring):
+    options = Options(scenario=scenario, head=head)
+    assert {m for m in options.methods if options.infers_tasks(m)} == inferring
 
 
 def test_hypernetwork_with_one_wide_output_layer(tmp_path):
     hypernet = HypernetOptions(multi_head=True, mask_heads=True, init="hyperfan")
     options = SplitDigitsOptions(
-        methods=("hypernet",), iterations=60, seeds=1, output=tmp_path, hypernet=hypernet
+        methods=("hypernet",),
+        scenario="task",
+        iterations=60,
+        seeds=1,
+        output=tmp_path,
+        hypernet=hypernet,
     )
     split_digits.main(options)
-    (folder,) = tmp_path.iterdir()
-    (result,) = json.loads((folder / "summary.json").read_text())["methods"]["hypernet"]["results"]
+    (result,) = results_of(tmp_path, "task", "hypernet")
     assert min(result["matrix"][k][k] for k in range(5)) > 70
 
 
@@ -130,31 +177,146 @@ def test_tensor_batches_are_those_of_a_loader():
 
 
 def test_picture_is_not_empty(run_folder):
-    image = np.asarray(Image.open(run_folder / "matrices.png").convert("RGB"))
+    image = np.asarray(Image.open(run_folder / "matrices-task.png").convert("RGB"))
     assert image.shape[1] > 600
     assert len(np.unique(image.reshape(-1, 3), axis=0)) > 50
 
 
-@pytest.mark.parametrize("scenario", ["task", "domain", "class"])
-def test_scenarios(scenario, tmp_path):
+@pytest.fixture(scope="module")
+def all_scenarios(tmp_path_factory):
+    output = tmp_path_factory.mktemp("scenarios")
     options = SplitDigitsOptions(
-        scenario=scenario, iterations=10, seeds=1, output=tmp_path, hidden=(16,), device="cpu"
+        iterations=60, seeds=1, output=output, hidden=(32,), prior_ewc_lambda=10.0, device="cpu"
     )
     split_digits.main(options)
-    (folder,) = tmp_path.iterdir()
-    assert folder.name.startswith(f"split-digits-{scenario}-")
+    return output
+
+
+def test_all_scenarios_are_reported(all_scenarios):
+    (folder,) = all_scenarios.iterdir()
+    assert folder.name.startswith("split-digits-all-")
+    summary = json.loads((folder / "summary.json").read_text())["scenarios"]
+    assert list(summary) == ["task", "domain", "class"]
+    for scenario, found in summary.items():
+        assert found["settings"]["scenario"] == scenario
+        assert (folder / f"matrices-{scenario}.png").exists()
+        assert len(list((folder / "tensorboard" / scenario).glob("*/seed0"))) == 5
+    with (folder / "results.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 3 * (4 * 25 + 5)
+    assert {r["scenario"] for r in rows} == {"task", "domain", "class"}
+
+
+def test_tasks_are_inferred_where_they_are_not_told(all_scenarios):
+    for scenario in ("task", "domain", "class"):
+        (hypernet,) = results_of(all_scenarios, scenario, "hypernet")
+        (naive,) = results_of(all_scenarios, scenario, "naive")
+        assert naive["inference"] is None
+        assert (hypernet["inference"] is None) == (scenario == "task")
+    # A right answer in the class scenario needs the right task; in the domain scenario, luck helps.
+    shares, final = hypernet["inference"], hypernet["matrix"][-1]
+    assert all(share >= accuracy for share, accuracy in zip(shares, final, strict=True))
+    assert np.mean(shares) > 30
+    (domain,) = results_of(all_scenarios, "domain", "hypernet")
+    assert domain["average"] > np.mean(domain["inference"])
+    (folder,) = all_scenarios.iterdir()
+    events = EventAccumulator(str(folder / "tensorboard/class/hypernet/seed0")).Reload()
+    assert "TaskInference_Acc_Stream/eval_phase/test_stream/Task004" in events.Tags()["scalars"]
+    assert any("TaskInference_ConfusionMatrix" in tag for tag in events.Tags()["images"])
+
+
+def test_class_incremental_without_protection_knows_the_last_classes_only(all_scenarios):
+    (naive,) = results_of(all_scenarios, "class", "naive")
+    assert max(naive["matrix"][-1][:4]) < 20 < 80 < naive["matrix"][-1][4]
+    (joint,) = results_of(all_scenarios, "class", "joint")
+    assert joint["average"] > 80
+
+
+@pytest.mark.parametrize("head", ["growing", "fixed", "separate"])
+def test_heads_of_the_class_scenario(head, tmp_path):
+    options = SplitDigitsOptions(
+        scenario="class",
+        head=head,
+        methods=("naive", "prior-ewc"),
+        prior_ewc_lambda=10.0,
+        prior_variance=1.0,
+        iterations=30,
+        seeds=1,
+        output=tmp_path,
+        device="cpu",
+    )
+    split_digits.main(options)
+    for method in options.methods:
+        (result,) = results_of(tmp_path, "class", method)
+        assert (result["inference"] is None) == (head != "separate")
+        # After the first two classes a growing softmax has only these to choose from.
+        assert result["matrix"][0][0] > 60
+    model = make_model("naive", class_stream(), options)
+    outputs = {"growing": IncrementalClassifier, "separate": BlockMultiHeadClassifier}
+    if head == "fixed":
+        assert model[-1].out_features == 10
+    else:
+        assert any(isinstance(m, outputs[head]) for m in model.modules())
+
+
+@pytest.mark.parametrize("prediction", ["linearized", "map", "sample"])
+@pytest.mark.parametrize("criterion", ["entropy", "confidence", "agreement"])
+def test_options_of_the_inference_reach_the_strategy(criterion, prediction, tmp_path):
+    if (criterion, prediction) == ("agreement", "map"):
+        return
+    options = with_strengths(
+        SplitDigitsOptions(
+            scenario="class",
+            head="separate",
+            methods=("prior-ewc",),
+            criterion=criterion,
+            prediction=prediction,
+        ),
+        {"task": 1.0},
+        {"task": 1.0},
+    )
+    model = make_model("prior-ewc", class_stream(), options)
+    strategy = make_strategy("prior-ewc", model, options, 5, tmp_path)
+    (inference,) = (p for p in strategy.plugins if isinstance(p, TaskInferencePlugin))
+    (ewc,) = (p for p in strategy.plugins if isinstance(p, PriorEWCPlugin))
+    assert inference.options == {
+        "criterion": criterion,
+        "method": prediction,
+        "posterior": ewc.posterior,
+    }
+
+
+def test_hypernetwork_generates_all_classes_in_the_class_scenario():
+    options = SplitDigitsOptions(scenario="class")
+    model = make_model("hypernet", class_stream(), options)
+    assert model.multi_head
+    assert model.n_units == 10
+    one = make_model("hypernet", class_stream(), replace(options, scenario="domain"))
+    assert not one.multi_head
+
+
+def class_stream():
+    return SplitDigits(5, seed=0, return_task_id=True)
+
+
+def results_of(output, scenario, method):
+    (folder,) = output.iterdir()
+    summary = json.loads((folder / "summary.json").read_text())
+    return summary["scenarios"][scenario]["methods"][method]["results"]
 
 
 def test_seeds_repeat_and_differ(tmp_path):
     options = SplitDigitsOptions(
-        iterations=10, seeds=2, output=tmp_path / "a", methods=("prior-ewc",), device="cpu"
+        iterations=10,
+        seeds=2,
+        scenario="task",
+        output=tmp_path / "a",
+        methods=("prior-ewc",),
+        device="cpu",
     )
     split_digits.main(options)
     split_digits.main(SplitDigitsOptions(**{**options.__dict__, "output": tmp_path / "b"}))
-    summaries = [
-        json.loads(p.read_text())["methods"]["prior-ewc"]["results"]
-        for p in sorted(tmp_path.glob("*/*/summary.json"))
-    ]
+    summaries = [results_of(tmp_path / name, "task", "prior-ewc") for name in ("a", "b")]
     assert summaries[0] == summaries[1]
     assert summaries[0][0]["matrix"] != summaries[0][1]["matrix"]
 
@@ -212,6 +374,31 @@ def test_table_of_many_experiences_is_whole_on_a_narrow_terminal():
     assert all(f"{value:.1f}" in printed for value in row)
 
 
+def test_table_of_scenarios():
+    results = [
+        Result("m", 0, [[90.0]], "task"),
+        Result("m", 1, [[80.0]], "task"),
+        Result("m", 0, [[70.0]], "class", [40.0]),
+        Result("n", 0, [[60.0]], "class"),
+    ]
+    table = scenarios_table(results, "title")
+    assert [c.header for c in table.columns] == ["method", "task", "class"]
+    assert [list(c.cells) for c in table.columns] == [
+        ["m", "n"],
+        ["85.00 ± 7.07", "-"],
+        ["70.00", "60.00"],
+    ]
+    inferred = summary_table(results[2:], "title")
+    assert [list(c.cells) for c in inferred.columns][3] == ["40.00", "-"]
+    assert "task inferred" not in [c.header for c in summary_table(results[:2], "t").columns]
+
+
+def test_separate_heads_have_the_strengths_of_the_task_scenario():
+    options = Options(scenario="class", head="separate")
+    filled = with_strengths(options, {"task": 1.0, "class": 3.0}, {"task": 2.0, "class": 4.0})
+    assert (filled.ewc_lambda, filled.prior_ewc_lambda) == (1.0, 2.0)
+
+
 def test_strengths_that_are_given_are_kept():
     filled = with_strengths(Options(ewc_lambda=3.0), {"task": 1.0}, {"task": 2.0})
     assert (filled.ewc_lambda, filled.prior_ewc_lambda) == (3.0, 2.0)
@@ -225,7 +412,16 @@ def test_strengths_that_are_given_are_kept():
         ({"iterations": 0}, "iterations must be at least 1, got 0"),
         ({"methods": ()}, "methods must name at least one"),
         ({"methods": ("naive", "naive")}, "each once"),
-        ({"methods": ("hypernet",), "scenario": "domain"}, "'hypernet' with scenario 'task' only"),
+        ({"head": "fixed", "scenario": "domain"}, "head='fixed' needs scenario 'class'"),
+        ({"criterion": "confidence"}, "criterion='confidence' is for tasks that are inferred"),
+        (
+            {"criterion": "agreement", "scenario": "domain"},
+            "criterion='agreement' needs draws from a posterior",
+        ),
+        (
+            {"prediction": "sample", "scenario": "class"},
+            "prediction='sample' needs the method 'prior-ewc'",
+        ),
         ({"learning_rate": 0.0}, "learning_rate must be positive, got 0.0"),
         ({"prior_ewc_lambda": -1.0}, "prior_ewc_lambda must be at least 0, got -1.0"),
         ({"n_fisher": 0}, "n_fisher must be at least 1, got 0"),
@@ -279,7 +475,7 @@ torchvision.datasets.mnist.download_and_extract_archive = without_network
 
 
 def test_dropout_is_in_the_network_of_every_scenario():
-    for scenario in ("task", "domain", "class"):
-        layers = [type(m) for m in mlp(scenario, 4, (5, 6), 3, dropout=0.3).modules()]
+    for heads in ("task", "domain", "growing", "fixed", "separate"):
+        layers = [type(m) for m in mlp(heads, 4, (5, 6), 3, dropout=0.3).modules()]
         assert layers.count(torch.nn.Dropout) == 2
-        assert torch.nn.Dropout not in [type(m) for m in mlp(scenario, 4, (5, 6), 3).modules()]
+        assert torch.nn.Dropout not in [type(m) for m in mlp(heads, 4, (5, 6), 3).modules()]

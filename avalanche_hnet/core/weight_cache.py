@@ -10,7 +10,7 @@ from torch import Tensor
 
 from avalanche_hnet.core.hypernetworks import HyperNetwork
 
-# At most so many weights are kept, of the tasks that were used last (256 MiB of float32).
+# At most so many weights are kept, of the groups of tasks used last (256 MiB of float32).
 _BUDGET = 2**26
 
 
@@ -24,7 +24,7 @@ class WeightCache:
 
     def __init__(self) -> None:
         self._before: dict[str, Tensor] = {}
-        self._weights: OrderedDict[int, Tensor] = OrderedDict()
+        self._weights: OrderedDict[tuple[int, ...], Tensor] = OrderedDict()
 
     @torch.no_grad()
     def get(self, hypernetwork: HyperNetwork, tasks: list[int]) -> Tensor:
@@ -32,17 +32,16 @@ class WeightCache:
         if not _is_unchanged(hypernetwork, self._before):
             self.clear()
             self._before = _snapshot(hypernetwork)
-        missing = [task for task in tasks if task not in self._weights]
-        if missing:
-            # Copies, so that none keeps the memory of all.
-            new = (weights.clone() for weights in hypernetwork(missing))
-            self._weights.update(zip(missing, new, strict=True))
-        for task in tasks:
-            self._weights.move_to_end(task)
-        found = [self._weights[task] for task in tasks]
-        while len(self._weights) > 1 and len(self._weights) * len(found[0]) > _BUDGET:
+        group = tuple(tasks)
+        if group not in self._weights:
+            weights = hypernetwork(tasks)
+            if len(group) > 1 and weights.numel() > _BUDGET:
+                return weights
+            self._weights[group] = weights.clone()  # without the rest of the last chunk
+        self._weights.move_to_end(group)
+        while len(self._weights) > 1 and sum(w.numel() for w in self._weights.values()) > _BUDGET:
             self._weights.popitem(last=False)
-        return found[0][None] if len(found) == 1 else torch.stack(found)
+        return self._weights[group]
 
     def clear(self) -> None:
         """Keep nothing."""
