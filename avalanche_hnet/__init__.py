@@ -15,12 +15,14 @@ from avalanche_hnet.core.regularizers import (
     Regularizer,
     ValuePreserving,
 )
+from avalanche_hnet.core.task_statistics import TaskStatistics
 from avalanche_hnet.models.active import HasActiveElements, active_elements
 from avalanche_hnet.models.block_heads import BlockMultiHeadClassifier
 from avalanche_hnet.models.hyper_model import HyperModel
 from avalanche_hnet.models.task_inference import TaskInference
 from avalanche_hnet.plugins.prior_ewc import PriorEWCPlugin
 from avalanche_hnet.plugins.task_inference import TaskInferencePlugin
+from avalanche_hnet.plugins.task_statistics import TaskStatisticsPlugin
 from avalanche_hnet.strategies.hypernet import HypernetTemplate
 
 __all__ = [
@@ -43,6 +45,8 @@ __all__ = [
     "Regularizer",
     "TaskInference",
     "TaskInferencePlugin",
+    "TaskStatistics",
+    "TaskStatisticsPlugin",
     "ValuePreserving",
     "active_elements",
     "diagonal_fisher",

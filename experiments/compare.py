@@ -110,14 +110,16 @@ def make_model(method: Method, benchmark: CLScenario, options: Options) -> nn.Mo
     stream = benchmark.train_stream
     x, *_ = stream[0].dataset[0]
     n_classes = 1 + max(c for e in stream for c in e.classes_in_this_experience)
+    regularized = {"dropout": options.dropout, "input_noise": options.input_noise}
     if method != "hypernet":
-        return mlp(options.heads, x.numel(), options.hidden, n_classes, options.dropout)
+        return mlp(options.heads, x.numel(), options.hidden, n_classes, **regularized)
     hypernet = options.hypernet
     if options.scenario == "class":  # of all classes, a task has its own
         hypernet = replace(hypernet, multi_head=True)
     elif hypernet.multi_head:
         n_classes *= len(stream)
-    return hypernet.make_model(mlp("fixed", x.numel(), options.hidden, n_classes, options.dropout))
+    target = mlp("fixed", x.numel(), options.hidden, n_classes, **regularized)
+    return hypernet.make_model(target)
 
 
 def _by_experience(metrics: Mapping[str, float], name: str) -> list[float]:

@@ -91,6 +91,8 @@ class HypernetOptions:
     """Normalise the hypernetwork's hidden layers spectrally."""
     learning_rate: float | None = None
     """Of Adam for the hypernetwork. Default: that of the other methods."""
+    prior_variance: float | None = None
+    """Variance of a Gaussian prior over the generated weights. Default: no prior."""
     clip_grad_norm: float | None = None
     """Largest norm of the gradient."""
     train_from_scratch: bool = False
@@ -165,6 +167,7 @@ class HypernetOptions:
             model=model,
             optimizer=optimizer,
             regularizer=self.make_regularizer(),
+            prior_variance=self.prior_variance,
             clip_grad_norm=self.clip_grad_norm,
             train_from_scratch=self.train_from_scratch,
             **options,

@@ -1,37 +1,48 @@
-"""The networks that tell modes apart: an MLP for all tasks, or for each, and its heads."""
+"""Small networks that tell modes in the plane apart, in the forms that the scenarios call for."""
 
 from __future__ import annotations
 
 from itertools import pairwise
 
+import torch
+from avalanche.benchmarks import CLExperience
 from avalanche.models import MultiTaskModule
 from torch import Tensor, nn
 
 
 class ModeNetwork(MultiTaskModule):
-    """Features and a head, called with task labels whether or not these change the outputs.
+    """Features and a head. Task labels may be given, whether or not they change the outputs.
 
     Args:
         features: one network for all tasks, or one for each task label.
-        head: of the features and, if it is a multi-task module, the task labels.
+        head: called with features and, if it is a multi-task module, task labels.
     """
 
-    def __init__(self, features: list[nn.Module], head: nn.Module) -> None:
+    def __init__(self, features: list[nn.Sequential], head: nn.Module) -> None:
         super().__init__()
         self.features = nn.ModuleList(features)
         self.head = head
 
     def forward_single_task(self, x: Tensor, task_label: int) -> Tensor:
-        """Logits (B, C) of inputs (B, 2) of one task."""
+        """Logits (B, C) of inputs (B, 2)."""
         features = self.features[task_label if len(self.features) > 1 else 0](x)
         arguments = (task_label,) if isinstance(self.head, MultiTaskModule) else ()
         logits: Tensor = self.head(features, *arguments)
         return logits
 
+    def active_elements(self, experience: CLExperience) -> dict[str, Tensor]:
+        """The features of the experience's tasks, for :class:`PriorEWCPlugin`."""
+        if len(self.features) == 1:
+            return {}
+        return {
+            f"features.{name}": torch.tensor(int(name.split(".")[0]) in experience.task_labels)
+            for name, _ in self.features.named_parameters()
+        }
 
-def mlp(hidden: tuple[int, ...], activation: type[nn.Module]) -> nn.Sequential:
-    """Hidden layers on two inputs."""
+
+def mlp(hidden: tuple[int, ...], activation: str) -> nn.Sequential:
+    """Hidden layers on two inputs, with an activation of ``torch.nn``."""
     network = nn.Sequential()
     for n_in, n_out in pairwise((2, *hidden)):
-        network.extend([nn.Linear(n_in, n_out), activation()])
+        network.extend([nn.Linear(n_in, n_out), getattr(nn, activation)()])
     return network

@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Literal
 
+import torch
 from avalanche.models import IncrementalClassifier, MultiHeadClassifier, MultiTaskModule
 from torch import Tensor, nn
 
@@ -18,10 +19,13 @@ def mlp(
     hidden: tuple[int, ...],
     n_classes: int,
     dropout: float = 0.0,
+    input_noise: float = 0.0,
 ) -> nn.Module:
     """An MLP on flattened inputs; ``n_classes`` counts those of a layer of fixed size."""
     sizes = (n_inputs, *hidden)
     features = nn.Sequential(nn.Flatten())
+    if input_noise:
+        features.append(GaussianNoise(input_noise))
     for n_in, n_out in pairwise(sizes):
         features.extend([nn.Linear(n_in, n_out), nn.ReLU()])
         if dropout:
@@ -33,6 +37,18 @@ def mlp(
     if heads == "growing":
         return nn.Sequential(features, IncrementalClassifier(sizes[-1]))
     return nn.Sequential(features, nn.Linear(sizes[-1], n_classes))
+
+
+class GaussianNoise(nn.Module):
+    """Adds noise of standard deviation ``std`` to its inputs in training."""
+
+    def __init__(self, std: float) -> None:
+        super().__init__()
+        self.std = std
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Inputs of any shape."""
+        return x + self.std * torch.randn_like(x) if self.training else x
 
 
 class MultiHeadNetwork(MultiTaskModule):

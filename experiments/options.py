@@ -43,6 +43,9 @@ class Options:
     """Widths of the hidden layers of the MLP."""
     dropout: float = 0.0
     """Probability with which hidden units of the MLP are dropped in training."""
+    input_noise: float = 0.0
+    """Standard deviation of the noise that is added to the inputs of the MLP in training. It makes
+    networks less sure of what they were not trained on, which inferring tasks depends on."""
     iterations: int = 2000
     """Training iterations per experience."""
     batch_size: int = 32
@@ -80,6 +83,8 @@ class Options:
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be a probability below 1, got {self.dropout}")
+        if not 0 <= self.input_noise < float("inf"):
+            raise ValueError(f"input_noise must be at least 0, got {self.input_noise}")
         if any(width < 1 for width in self.hidden):
             raise ValueError(f"hidden must be widths of at least 1, got {self.hidden}")
         methods = self.methods

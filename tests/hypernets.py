@@ -117,7 +117,9 @@ class AuthorsLoop:
         decay_per_epoch=1.0,
         reset=True,
         scratch=False,
+        prior_variance=None,
     ):
+        self.prior_variance = prior_variance
         self.theta = {n: w.clone() for n, w in weights.items() if not belongs_to_task(n)}
         self.initial = {n: w.clone() for n, w in self.theta.items()}
         self.own = {n: w.clone() for n, w in weights.items() if belongs_to_task(n)}
@@ -257,7 +259,10 @@ class AuthorsLoop:
         leaves = {n: w.clone().requires_grad_() for n, w in self.theta.items()}
         leaves |= {n: self.own[n].clone().requires_grad_() for n in own}
         theta = {n: leaves[n] for n in self.theta}
-        loss = F.cross_entropy(self.outputs(self.generate(task, leaves), batch[0], task), batch[1])
+        flat = self.generate(task, leaves)
+        loss = F.cross_entropy(self.outputs(flat, batch[0], task), batch[1])
+        if self.prior_variance is not None:
+            loss = loss + (flat**2).sum() / (2 * self.prior_variance * self.n_samples)
         task_gradients = dict(
             zip(
                 leaves,

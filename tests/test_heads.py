@@ -1,7 +1,12 @@
+from math import prod
+
 import pytest
 import torch
+from avalanche.benchmarks import benchmark_from_datasets, with_task_labels
+from avalanche.benchmarks.utils import AvalancheDataset, ConstantSequence, TaskLabels
 from avalanche.models import IncrementalClassifier, MultiHeadClassifier, SimpleMLP, as_multitask
 from torch import nn
+from torch.utils.data import TensorDataset
 
 from avalanche_hnet import BlockMultiHeadClassifier, HasActiveElements, active_elements
 from tests.models import Incremental, MultiHead, mlp
@@ -14,6 +19,17 @@ def adapt(model, experience, training=True):
         if hasattr(module, "adaptation"):
             module.adaptation(experience)
     return model
+
+
+def labelled_benchmark(data):
+    """Experiences of [(x, y), ...] with the task labels 0, 1, ..., and nothing about classes."""
+    datasets = [
+        AvalancheDataset(
+            [TensorDataset(x, y)], data_attributes=[TaskLabels(ConstantSequence(label, len(x)))]
+        )
+        for label, (x, y) in enumerate(data)
+    ]
+    return with_task_labels(benchmark_from_datasets(train=datasets))
 
 
 def names_with(active, value):
@@ -183,6 +199,29 @@ def test_block_head_state_fits_a_fresh_one():
     torch.testing.assert_close(fresh(x, labels), model(x, labels))
     assert set(fresh(x, None)) == {0, 1, 2}
     torch.testing.assert_close(fresh(x, None), model(x, None))
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (3,)])
+def test_block_head_without_classes_has_a_unit_for_each_component(shape):
+    """In a regression whose experiences do not say what their classes are."""
+    count = prod(shape)
+    data = [(torch.randn(5, 6), torch.randn(5, *shape)) for _ in range(2)]
+    stream = labelled_benchmark(data).train_stream
+    head = adapt(BlockMultiHeadClassifier(6), stream[0])
+    adapt(head, stream[1], training=False)  # adds nothing
+    assert head.unit_tasks.tolist() == [0] * count
+    assert head.known_train_tasks_labels == {0}
+    assert (head(torch.randn(4, 6), 1) == -1000).all()
+    adapt(head, stream[1])
+    assert head.unit_tasks.tolist() == [0] * count + [1] * count
+    assert head.known_train_tasks_labels == {0, 1}
+    x = torch.randn(4, 6)
+    rows = slice(count, 2 * count)
+    layer = head.classifier
+    torch.testing.assert_close(head(x, 1), x @ layer.weight[rows].T + layer.bias[rows])
+    assert set(head(x, None)) == {0, 1}
+    active = active_elements(head, stream[1])["classifier.bias"].tolist()
+    assert active == [False] * count + [True] * count
 
 
 def test_infinite_output_of_one_task_stays_there():

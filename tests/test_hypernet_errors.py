@@ -25,6 +25,8 @@ from tests.streams import task_stream
     [
         ({"regularizer": "fixed"}, TypeError, "regularizer must be a Regularizer.*got 'fixed'"),
         ({"regularizer": FixedTarget}, TypeError, "regularizer must be a Regularizer.*FixedTarget"),
+        ({"prior_variance": 0.0}, ValueError, "prior_variance must be positive and finite, got 0"),
+        ({"prior_variance": float("nan")}, ValueError, "prior_variance .* got nan"),
         ({"clip_grad_norm": 0}, ValueError, "clip_grad_norm must be positive and finite, got 0"),
         ({"clip_grad_norm": -1.0}, ValueError, "clip_grad_norm .* got -1.0"),
         ({"clip_grad_norm": float("inf")}, ValueError, "clip_grad_norm .* got inf"),

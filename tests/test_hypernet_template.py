@@ -31,6 +31,7 @@ from avalanche_hnet import (
     PriorEWCPlugin,
     ValuePreserving,
 )
+from avalanche_hnet.benchmarks import Regression1D
 from tests.hypernets import (
     SGD,
     Adagrad,
@@ -314,6 +315,53 @@ def test_adagrad_equals_the_authors_loop(reset):
 @pytest.mark.parametrize("regularizer", [None, FixedTarget(0.0), EWC(0.0)])
 def test_fine_tuning_equals_the_authors_loop(regularizer):
     assert_equals_authors_loop(regularizer, {"beta": 0.0})
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("hypernet", [{}, CHUNKS])
+@pytest.mark.parametrize("differentiable", [False, True])
+def test_prior_over_generated_weights_equals_the_loop(hypernet, differentiable):
+    assert_equals_authors_loop(
+        FixedTarget(BETA, differentiable_lookahead=differentiable),
+        FIXED
+        | {
+            "prior_variance": 0.5,
+            "differentiable": differentiable,
+            "optimizer": lambda: SGD(0.01),
+        },
+        optimizer=sgd,
+        model_options={"hypernet": hypernet},
+        prior_variance=0.5,
+    )
+
+
+@pytest.mark.usefixtures("float64")
+def test_prior_has_the_scale_of_the_criterion_and_is_published():
+    """A mean squared error is 2s²/D times the mean negative log-likelihood."""
+    experience = Regression1D(n_train=6).train_stream[0]
+    x, y, _ = tensors(experience)
+    model = hyper_model(mlp(n_in=1, n_out=1))
+    adapted(model, [experience])
+    flat = model.hypernetwork([0])[0].detach()
+    error = torch.nn.functional.mse_loss(model(x, 0), y).item()
+    recorder = Recorder()
+    strategy = learner(
+        model,
+        None,
+        recorder,
+        criterion=torch.nn.MSELoss(),
+        likelihood=Gaussian(0.3),
+        prior_variance=0.5,
+        train_mb_size=6,
+        train_epochs=1,
+        log_every=1,
+    )
+    strategy.train(experience, shuffle=False)
+    prior = 2 * 0.3**2 * (flat**2).sum().item() / (2 * 0.5 * 6)
+    assert recorder.losses[0] == pytest.approx(error + prior, rel=1e-9)
+    published = strategy.evaluator.get_last_metrics()
+    assert published["Hypernet/Prior"] == pytest.approx(prior, rel=1e-9)
+    assert published["Hypernet/TaskLoss"] == pytest.approx(error + prior, rel=1e-9)
 
 
 class Halve(SupervisedPlugin):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from math import inf, nan
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,6 +12,8 @@ from avalanche.benchmarks import CLScenario, benchmark_from_datasets, with_task_
 from avalanche.benchmarks.utils import AvalancheDataset, ConstantSequence, TaskLabels
 from numpy.typing import NDArray
 from torch.utils.data import TensorDataset
+
+from avalanche_hnet.benchmarks.target_components import with_target_components
 
 Function = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 
@@ -27,12 +30,20 @@ def _cubic(x: NDArray[np.float64]) -> NDArray[np.float64]:
     return (x - 3) ** 3
 
 
+def _left_cubic(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    return (x + 3) ** 3
+
+
+def _falling_cubic(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    return -((x - 3) ** 3)
+
+
 class Regression1D(CLScenario):
     """One experience for each function y = f(x) of a real number, on a domain of its own.
 
     The default is the toy problem of von Oswald et al. 2020, *Continual learning with
     hypernetworks* (arXiv 1906.00695): x + 3 on [-4, -2], 2x² − 1 on [-1, 1] and (x − 3)³ on
-    [2, 4], in the authors' own data.
+    [2, 4], in the authors' own data. :meth:`posterior_replay` has another.
 
     Training inputs are uniform on the domain, and training outputs have Gaussian noise. Test
     inputs are equidistant, the ends of the domain included, and test outputs are the function's
@@ -42,9 +53,12 @@ class Regression1D(CLScenario):
     Every task starts the random numbers anew from the same seed, as the authors did: the noise
     is the same in all, and so are the inputs, but for the domain.
 
-    There are no classes here. Models that ask for them (``MultiHeadClassifier``,
-    ``as_multitask``, any ``MultiTaskModule`` that keeps Avalanche's ``adaptation``) cannot be
-    trained, and accuracy means nothing: take :func:`~avalanche_hnet.metrics.mse_metrics`.
+    There are no classes here, and accuracy means nothing: take
+    :func:`~avalanche_hnet.metrics.mse_metrics`. Models that ask for classes are told the number of
+    the target's only component, ``classes_in_this_experience = [0]``
+    (:func:`~avalanche_hnet.benchmarks.with_target_components`), so that heads have one unit:
+    ``MultiHeadClassifier(in_features, initial_out_features=1)``, ``BlockMultiHeadClassifier``, or
+    ``as_multitask`` of a network with one output.
 
     Args:
         functions: called with inputs (N, 1) in float64, return outputs (N, 1).
@@ -102,7 +116,22 @@ class Regression1D(CLScenario):
             x = np.linspace(low, high, n_test)[:, None]
             test.append(_dataset(x, self._values(index, x), label))
         scenario = with_task_labels(benchmark_from_datasets(train=train, test=test))
-        super().__init__(scenario.streams.values())
+        super().__init__(with_target_components(scenario).streams.values())
+
+    @classmethod
+    def posterior_replay(cls, *, n_train: int = 20, **options: Any) -> Regression1D:
+        """The tasks of Henning et al. 2021, *Posterior meta-replay* (arXiv 2103.01133).
+
+        (x + 3)³ on [-4, -2], 2x² − 1 on [-1, 1] and −(x − 3)³ on [2, 4], with 20 training samples
+        each and noise of standard deviation 0.05, in the authors' own data (set 3 of their code).
+        Neighbouring functions have the same value, 1, at the ends of their domains, which gives
+        methods with a single output for all tasks a chance.
+
+        Args:
+            n_train: training samples per task.
+            options: the other keyword arguments of the class.
+        """
+        return cls((_left_cubic, _parabola, _falling_cubic), n_train=n_train, **options)
 
     def _values(self, index: int, x: NDArray[np.float64]) -> NDArray[np.float64]:
         y = np.asarray(self.functions[index](x.copy()), dtype=np.float64)  # it may work in place

@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple, overload
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jvp
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from avalanche_hnet.core.checks import at_least, one_of
 from avalanche_hnet.core.likelihoods import Categorical, Gaussian, Likelihood
@@ -172,14 +173,18 @@ class Predictor:
         def outputs(parameters: dict[str, Tensor]) -> Tensor:
             return functional_call(self.model, parameters, self._arguments(x))
 
+        constant = _padding(self.model)
         for _ in range(self.n_samples):
             drawn = self.posterior.sample(self.generator)
+            for name in constant.keys() & mean.keys():
+                drawn[name][constant[name]] = mean[name][constant[name]]
             with _weights(self.model, self.posterior), torch.no_grad():
                 if self.method == "sample":
                     draw = outputs(drawn)
                 else:
                     change = {n: drawn[n] - mean[n] for n in mean}
-                    draw = sum(jvp(outputs, (mean,), (change,))[:2])
+                    with sdpa_kernel(SDPBackend.MATH):  # the fused kernels have none
+                        draw = sum(jvp(outputs, (mean,), (change,))[:2])
             yield draw
 
     def _arguments(self, x: Tensor) -> tuple[Any, ...]:
@@ -197,6 +202,18 @@ class Predictor:
         variances = {name: p.reciprocal() for name, p in self.posterior.precision.items()}
         with _weights(self.model, self.posterior):
             return output_variance(self.model, variances, x, self.task_label, is_needed)
+
+
+def _padding(model: nn.Module) -> dict[str, int]:
+    """The rows of embeddings that stand for padding, by the name of the weight.
+
+    They are constants: their gradients are zero, and so their precision is but the prior's.
+    """
+    return {
+        f"{prefix}.weight".lstrip("."): module.padding_idx
+        for prefix, module in model.named_modules()
+        if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.padding_idx is not None
+    }
 
 
 def _is_possible(outputs: Tensor) -> Tensor:
@@ -228,13 +245,16 @@ def _weights(model: nn.Module, posterior: GaussianPosterior) -> Iterator[None]:
     """Evaluation mode, and the posterior's mean in place of the model's parameters."""
     parameters = dict(model.named_parameters())
     own = {n: (parameters[n].data, parameters[n].requires_grad) for n in posterior.mean}
+    fused_attention = torch.backends.mha.get_fastpath_enabled()  # which has no jvp
     with evaluating(model.modules()):
         try:
+            torch.backends.mha.set_fastpath_enabled(False)
             for name, mean in posterior.mean.items():
                 parameters[name].data = mean
                 parameters[name].requires_grad_(True)
             yield
         finally:
+            torch.backends.mha.set_fastpath_enabled(fused_attention)
             for name, (data, requires_grad) in own.items():
                 parameters[name].data = data
                 parameters[name].requires_grad_(requires_grad)

@@ -6,12 +6,14 @@ from collections.abc import Iterable
 from functools import partial
 
 from avalanche.evaluation import GenericPluginMetric, PluginMetric
+from avalanche.evaluation.metric_results import MetricResult
 from avalanche.evaluation.metric_utils import default_cm_image_creator
 from avalanche.evaluation.metrics import Accuracy, StreamConfusionMatrix
 from avalanche.training.templates import SupervisedTemplate
 from torch import Tensor
 
 from avalanche_hnet.models.task_inference import TaskInference
+from avalanche_hnet.plugins.task_inference import TaskInferencePlugin
 
 
 def task_inference_metrics(
@@ -19,7 +21,8 @@ def task_inference_metrics(
 ) -> list[PluginMetric]:
     """Metrics of the inferred tasks, for evaluations with a :class:`TaskInferencePlugin`.
 
-    The benchmark's task labels are the truth.
+    The benchmark's task labels are the truth. An evaluation before the first training, in which
+    no tasks are inferred, gives no values.
 
     Args:
         experience: ``TaskInference_Acc_Exp``, the share of samples whose task is inferred
@@ -49,9 +52,20 @@ class _TaskInferenceAccuracy(GenericPluginMetric[float, Accuracy]):
     def __init__(self, name: str, level: str) -> None:
         super().__init__(Accuracy(), reset_at=level, emit_at=level, mode="eval")
         self._name = name
+        self._is_empty = True
+
+    def reset(self) -> None:
+        super().reset()
+        self._is_empty = True
 
     def update(self, strategy: SupervisedTemplate) -> None:
-        self._metric.update(_inferred(strategy), strategy.mb_task_id)
+        inferred = _inferred(strategy)
+        if inferred is not None:
+            self._metric.update(inferred, strategy.mb_task_id)
+            self._is_empty = False
+
+    def _package_result(self, strategy: SupervisedTemplate) -> MetricResult:
+        return [] if self._is_empty else super()._package_result(strategy)
 
     def __str__(self) -> str:
         return self._name
@@ -63,10 +77,21 @@ class _TaskConfusionMatrix(StreamConfusionMatrix):
             default_cm_image_creator, include_values=True, image_title="tasks: true and inferred"
         )
         super().__init__(image_creator=image)
+        self._is_empty = True
+
+    def reset(self) -> None:
+        super().reset()
+        self._is_empty = True
 
     def after_eval_iteration(self, strategy: SupervisedTemplate) -> None:
         super(StreamConfusionMatrix, self).after_eval_iteration(strategy)
-        self.update(strategy.mb_task_id.cpu(), _inferred(strategy).cpu())
+        inferred = _inferred(strategy)
+        if inferred is not None:
+            self.update(strategy.mb_task_id.cpu(), inferred.cpu())
+            self._is_empty = False
+
+    def _package_result(self, strategy: SupervisedTemplate) -> MetricResult:
+        return [] if self._is_empty else super()._package_result(strategy)
 
     def _get_display_class_order(
         self, exp_cm: Tensor, strategy: SupervisedTemplate
@@ -77,10 +102,13 @@ class _TaskConfusionMatrix(StreamConfusionMatrix):
         return "TaskInference_ConfusionMatrix_Stream"
 
 
-def _inferred(strategy: SupervisedTemplate) -> Tensor:
-    if not isinstance(strategy.model, TaskInference):
-        raise ValueError(
-            f"task_inference_metrics need a model that infers tasks, got a "
-            f"{type(strategy.model).__name__}; add a TaskInferencePlugin to the strategy's plugins"
-        )
-    return strategy.model.inferred_tasks
+def _inferred(strategy: SupervisedTemplate) -> Tensor | None:
+    """Labels (B,) of the tasks of a mini-batch; None if the plugin has none to infer yet."""
+    if isinstance(strategy.model, TaskInference):
+        return strategy.model.inferred_tasks
+    if any(isinstance(plugin, TaskInferencePlugin) for plugin in strategy.plugins):
+        return None
+    raise ValueError(
+        f"task_inference_metrics need a model that infers tasks, got a "
+        f"{type(strategy.model).__name__}; add a TaskInferencePlugin to the strategy's plugins"
+    )

@@ -23,6 +23,9 @@ class BlockMultiHeadClassifier(MultiTaskModule):
     ``mask_value``. So class labels may start from zero in each task or be unique over tasks,
     mini-batches may mix tasks, and a task that was never trained on gets ``mask_value`` alone.
 
+    In regression the components of a target, counted from 0, take the place of the classes: the
+    block has a unit for each, and the output (B, D) has the shape of targets (D,).
+
     It is called with task labels and can stand anywhere in a model, like Avalanche's
     ``MultiHeadClassifier``. The difference is that all heads are rows of one weight matrix, as
     in von Oswald et al. 2020 (arXiv 1906.00695) and Henning et al. 2021 (arXiv 2103.01133).
@@ -39,6 +42,7 @@ class BlockMultiHeadClassifier(MultiTaskModule):
     """
 
     max_class_label: int
+    known_train_tasks_labels: set[int]
     unit_tasks: Tensor  # (U,), the task label of each output unit
     unit_classes: Tensor  # (U,), the class label of each output unit
 
@@ -53,9 +57,14 @@ class BlockMultiHeadClassifier(MultiTaskModule):
 
     def adaptation(self, experience: CLExperience) -> None:
         """Add the units of the experience's tasks and classes that are new, if training."""
-        super().adaptation(experience)
+        # Not by super(), which asks for classes that experiences of a regression need not have.
+        classes = getattr(experience, "classes_in_this_experience", None)
+        if classes is None:
+            classes = [class_ for _, class_ in tasks_and_classes(experience)]
+        self.max_class_label = max(self.max_class_label, max(classes) + 1)
         if not self.training:
             return
+        self.known_train_tasks_labels = self.known_train_tasks_labels | {*experience.task_labels}
         present = set(zip(self.unit_tasks.tolist(), self.unit_classes.tolist(), strict=True))
         new = sorted(tasks_and_classes(experience) - present)
         if new:

@@ -177,34 +177,53 @@ class HyperModel(MultiTaskModule):
             self._trained.update(labels)
             self.known_train_tasks_labels = self.known_train_tasks_labels | {*labels}
 
-    def forward(self, x: Tensor, task_labels: Tensor | int | None) -> Any:
+    def forward(
+        self,
+        x: Tensor,
+        task_labels: Tensor | int | None,
+        weights: Mapping[int, Tensor] | None = None,
+    ) -> Any:
         """Outputs (B, …) for ``x`` (B, …) and task labels (B,), or one label for all.
 
         Without labels (None): outputs by task label, for all tasks that were trained on.
+
+        Args:
+            x: inputs.
+            task_labels: see above.
+            weights: what :meth:`generate` has generated already.
 
         Raises:
             ValueError: if a task label is unknown.
         """
         if task_labels is None:
             return self.forward_all_tasks(x)
-        if not isinstance(task_labels, Tensor):
-            return self.forward_single_task(x, index(task_labels))
-        labels = task_labels.unique().tolist()
-        if len(labels) == 1:
-            return self.forward_single_task(x, int(labels[0]))
+        given = weights or {}
+        if isinstance(task_labels, Tensor):
+            labels = [int(label) for label in task_labels.unique()]
+        else:
+            labels = [index(task_labels)]
         if not labels:
             raise ValueError("x must have at least one sample, got none")
-        weights = self._weights(labels)
+        given = {**given, **self.generate([t for t in labels if t not in given])}
+        if len(labels) == 1:
+            return self._run(x, labels[0], given[labels[0]])
+        assert isinstance(task_labels, Tensor)
         chosen = [(task_labels == label).nonzero()[:, 0] for label in labels]
         outputs = [
-            self._run(x[rows], label, flat)
-            for rows, label, flat in zip(chosen, labels, weights, strict=True)
+            self._run(x[rows], label, given[label])
+            for rows, label in zip(chosen, labels, strict=True)
         ]
         return torch.cat(outputs)[torch.cat(chosen).argsort()]
 
     def forward_single_task(self, x: Tensor, task_label: int) -> Tensor:
         """Outputs (B, …) for ``x`` (B, …), all of one task."""
         return self._run(x, task_label, self._weights([task_label])[0])
+
+    def generate(self, task_labels: Sequence[int]) -> dict[int, Tensor]:
+        """The generated weights (W,) of tasks, by task label."""
+        if not task_labels:
+            return {}
+        return dict(zip(task_labels, self._weights(task_labels), strict=True))
 
     def forward_all_tasks(self, x: Tensor) -> dict[int, Tensor]:
         """Outputs (B, …) for ``x`` by task label, for all tasks that were trained on."""

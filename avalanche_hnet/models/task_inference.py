@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,7 @@ from avalanche_hnet.core.likelihoods import Categorical, Gaussian, Likelihood
 from avalanche_hnet.core.posterior import GaussianPosterior
 from avalanche_hnet.core.predictive import PredictionMethod, Predictor
 from avalanche_hnet.core.task_choice import InferenceCriterion, disagreement, doubt, entropy
+from avalanche_hnet.core.task_statistics import TaskStatistics
 from avalanche_hnet.models.hyper_model import HyperModel
 
 # The logarithm of a probability of zero, as Avalanche masks logits.
@@ -51,13 +53,16 @@ class TaskInference(nn.Module):
             class c in every task. For tasks that each count their classes from zero, in a
             class-incremental scenario.
         generator: makes the draws; by default PyTorch's global one.
+        statistics: running statistics of each task, in place where the model predicts under it;
+            from a :class:`TaskStatisticsPlugin`.
 
     Attributes:
         inferred_tasks: labels (B,) of the tasks that the last batch was assigned to.
 
     Raises:
         TypeError, ValueError: if an argument is out of its range, or ``criterion="agreement"`` or
-            regression come without a posterior. When called: if there are no tasks yet.
+            regression come without a posterior. When called: if there are no tasks yet, or
+            ``statistics`` lacks one.
     """
 
     inferred_tasks: Tensor
@@ -74,6 +79,7 @@ class TaskInference(nn.Module):
         likelihood: Likelihood | None = None,
         classes: Mapping[int, Sequence[int]] | None = None,
         generator: torch.Generator | None = None,
+        statistics: TaskStatistics | None = None,
     ) -> None:
         one_of(InferenceCriterion, criterion=criterion)
         one_of(PredictionMethod, method=method)
@@ -82,6 +88,10 @@ class TaskInference(nn.Module):
             raise TypeError(f"model must be a torch.nn.Module, got {model!r}")
         if posterior is not None and not isinstance(posterior, GaussianPosterior):
             raise TypeError(f"posterior must be a GaussianPosterior, got {posterior!r}")
+        if statistics is not None and not isinstance(statistics, TaskStatistics):
+            raise TypeError(f"statistics must be a TaskStatistics, got {statistics!r}")
+        if statistics is not None and isinstance(model, HyperModel):
+            raise ValueError("statistics is not for a HyperModel, which keeps those of each task")
         likelihood = Categorical() if likelihood is None else likelihood
         if not isinstance(likelihood, (Categorical, Gaussian)):
             raise TypeError(
@@ -105,6 +115,7 @@ class TaskInference(nn.Module):
         self.likelihood = likelihood
         self.classes = None if classes is None else {t: [*c] for t, c in classes.items()}
         self.generator = generator
+        self.statistics = statistics
         self.inferred_tasks = torch.empty(0, dtype=torch.long)
         self.training = model.training
 
@@ -115,15 +126,29 @@ class TaskInference(nn.Module):
         Raises:
             ValueError: if there are none.
         """
-        if self.tasks is not None:
-            return self.tasks
+        candidates = self._trained_tasks() if self.tasks is None else self.tasks
+        if not candidates:
+            raise ValueError(
+                "the model has not been trained on any task yet, or is not a multi-task model; "
+                "name the tasks with tasks=[...]"
+            )
+        return candidates
+
+    @property
+    def is_ready(self) -> bool:
+        """False as long as nothing has been trained on that there could be a choice among."""
+        if self.posterior is not None and not self.posterior.mean:
+            return False
+        if self.statistics is not None and not self.statistics.task_labels:
+            return False
+        has_tasks = any(isinstance(module, MultiTaskModule) for module in self.model.modules())
+        return self.tasks is not None or not has_tasks or bool(self._trained_tasks())
+
+    def _trained_tasks(self) -> tuple[int, ...]:
         for module in self.model.modules():
             if isinstance(module, MultiTaskModule) and module.known_train_tasks_labels:
                 return tuple(sorted(module.known_train_tasks_labels))
-        raise ValueError(
-            "the model has not been trained on any task yet, or is not a multi-task model; name "
-            "the tasks with tasks=[...]"
-        )
+        return ()
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
@@ -132,6 +157,7 @@ class TaskInference(nn.Module):
         Classes that the chosen task does not have get −1000.
         """
         tasks = self.candidates
+        self._require_statistics(tasks)
         if isinstance(self.likelihood, Gaussian):
             predictions, scores = self._regressions(x, tasks, self.likelihood)
         else:
@@ -157,23 +183,48 @@ class TaskInference(nn.Module):
 
     def _probabilities(self, x: Tensor, tasks: Sequence[int]) -> list[Tensor]:
         """Class probabilities (B, C) under each task, in float64."""
-        if self.posterior is not None:
-            return [self._predictor(task).class_probabilities(x) for task in tasks]
-        if isinstance(self.model, HyperModel):
+        if self.posterior is None and isinstance(self.model, HyperModel):
             return [*self.model.forward_tasks(x, tasks).double().softmax(2)]
-        return [self.model(x, task).double().softmax(1) for task in tasks]
+        probabilities = []
+        for task in tasks:
+            with self._statistics_of(task):
+                if self.posterior is not None:
+                    probabilities.append(self._predictor(task).class_probabilities(x))
+                else:
+                    probabilities.append(self.model(x, task).double().softmax(1))
+        return probabilities
 
     def _disagreement(self, x: Tensor, task: int) -> Tensor:
-        draws = self._predictor(task).draws(x)
-        return disagreement(draw.double().softmax(1) for draw in draws)
+        with self._statistics_of(task):
+            draws = self._predictor(task).draws(x)
+            return disagreement(draw.double().softmax(1) for draw in draws)
 
     def _regressions(
         self, x: Tensor, tasks: Sequence[int], likelihood: Gaussian
     ) -> tuple[Tensor, Tensor]:
         """Means (T, B, …) and scores (T, B)."""
-        found = [self._predictor(task).regression(x, likelihood) for task in tasks]
+        found = []
+        for task in tasks:
+            with self._statistics_of(task):
+                found.append(self._predictor(task).regression(x, likelihood))
         scores = [p.epistemic_variance.flatten(1).sum(1) for p in found]
         return torch.stack([p.mean for p in found]), torch.stack(scores)
+
+    def _require_statistics(self, tasks: Sequence[int]) -> None:
+        if self.statistics is None:
+            return
+        missing = [task for task in tasks if task not in self.statistics.task_labels]
+        if missing:
+            raise ValueError(
+                f"statistics has none of task {missing[0]}, but of the tasks "
+                f"{list(self.statistics.task_labels)}; name tasks that were trained on with "
+                "tasks=[...]"
+            )
+
+    def _statistics_of(self, task: int) -> AbstractContextManager[None]:
+        if self.statistics is None:
+            return nullcontext()
+        return self.statistics.using(self.model, task)
 
     def _predictor(self, task: int) -> Predictor:
         assert self.posterior is not None

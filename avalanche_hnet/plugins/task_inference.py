@@ -16,6 +16,7 @@ class TaskInferencePlugin(SupervisedPlugin):
     Training goes on with the task labels of the benchmark; in evaluation none is looked at, but
     to name metrics. All of Avalanche's metrics work as they are, and
     :func:`~avalanche_hnet.metrics.task_inference_metrics` tell how good the inference is.
+    Before the first training there is no task to choose, and the model is evaluated as it is.
 
     Args:
         **options: the arguments of :class:`TaskInference` after the model.
@@ -35,7 +36,9 @@ class TaskInferencePlugin(SupervisedPlugin):
     def before_eval(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
         """Put the inference in front of the model."""
         self.after_eval(strategy)
-        strategy.model = TaskInference(strategy.model, **self.options)
+        inference = TaskInference(strategy.model, **self.options)
+        if inference.is_ready:
+            strategy.model = inference
 
     def after_eval(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
         """Take it away again."""

@@ -18,6 +18,7 @@ from avalanche_hnet.models.hyper_model import HyperModel
 def check_arguments(
     model: HyperModel,
     regularizer: Regularizer | None,
+    prior_variance: float | None,
     clip_grad_norm: float | None,
     train_from_scratch: bool,
     log_every: int,
@@ -30,6 +31,8 @@ def check_arguments(
             "regularizer must be a Regularizer, such as FixedTarget(), or None, got "
             f"{regularizer!r}"
         )
+    if prior_variance is not None and not 0 < prior_variance < float("inf"):
+        raise ValueError(f"prior_variance must be positive and finite, got {prior_variance}")
     if clip_grad_norm is not None and not 0 < clip_grad_norm < float("inf"):
         raise ValueError(f"clip_grad_norm must be positive and finite, got {clip_grad_norm}")
     at_least(1, log_every=log_every)

@@ -47,13 +47,14 @@ class HypernetTemplate(SupervisedTemplate):
     pass belongs to the task's loss; in ``after_backward`` and ``before_update`` they find θ's full
     gradient. A task that comes back is not regularised against itself.
 
-    Published to the evaluator under ``Hypernet/``, each ``log_every`` iterations: ``TaskLoss``,
-    ``Regularizer`` and their sum ``Loss``; the norms ``StepNorm`` of Δθ, ``GradientNorm`` of θ's
-    full gradient and ``RegularizerGradientNorm``, and ``RegularizerStepCosine`` between the
-    regulariser's gradient and Δθ (where there is one). After each experience, for each task
-    learned before or in it, ``WeightsMoved/Task000``: the distance of its generated weights from
-    what they were when it was learned, relative to their norm (of large networks, estimated from
-    16,384 weights). Avalanche's own loss metrics show the task's loss.
+    Published to the evaluator under ``Hypernet/``, each ``log_every`` iterations: ``TaskLoss``
+    (with ``Prior``, its part, if there is a prior), ``Regularizer`` and their sum ``Loss``; the
+    norms ``StepNorm`` of Δθ, ``GradientNorm`` of θ's full gradient and
+    ``RegularizerGradientNorm``, and ``RegularizerStepCosine`` between the regulariser's gradient
+    and Δθ (where there is one). After each experience, for each task learned before or in it,
+    ``WeightsMoved/Task000``: the distance of its generated weights from what they were when it was
+    learned, relative to their norm (of large networks, estimated from 16,384 weights). Avalanche's
+    own loss metrics show the task's loss.
 
     Args:
         model: the :class:`HyperModel`.
@@ -62,11 +63,14 @@ class HypernetTemplate(SupervisedTemplate):
         embedding_optimizer: makes the optimizer of an experience's own embeddings from its
             parameters. By default it is of θ's class and follows θ's learning rate. Each
             experience gets a new one.
+        prior_variance: σ² of a prior N(0, σ² I) over the generated weights w of the experience's
+            tasks. With N samples it adds ‖w‖² / (2σ²N) to the mean negative log-likelihood, as in
+            :class:`PriorEWCPlugin`. None: no prior.
         clip_grad_norm: largest norm of the gradient of the task's loss, and again of its sum with
             the regulariser's.
         train_from_scratch: start each experience from the initial weights.
-        likelihood: for Fisher values that the regulariser may need; by default read off the
-            criterion, as in :class:`PriorEWCPlugin`.
+        likelihood: for the prior, and for Fisher values that the regulariser may need; by default
+            read off the criterion, as in :class:`PriorEWCPlugin`.
         log_every: iterations between two published losses.
         **options: the other arguments of Avalanche's ``SupervisedTemplate``.
 
@@ -88,26 +92,32 @@ class HypernetTemplate(SupervisedTemplate):
         optimizer: Optimizer,
         regularizer: Regularizer | None = None,
         embedding_optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] | None = None,
+        prior_variance: float | None = None,
         clip_grad_norm: float | None = None,
         train_from_scratch: bool = False,
         likelihood: Likelihood | None = None,
         log_every: int = 50,
         **options: Any,
     ) -> None:
-        check_arguments(model, regularizer, clip_grad_norm, train_from_scratch, log_every)
+        check_arguments(
+            model, regularizer, prior_variance, clip_grad_norm, train_from_scratch, log_every
+        )
         check_plugins(options.get("plugins") or ())
         check_optimizers(optimizer, embedding_optimizer, regularizer)
         if likelihood is not None and not isinstance(likelihood, Likelihood):
             raise TypeError(f"likelihood must be a Likelihood, got {likelihood!r}")
         super().__init__(model=model, optimizer=optimizer, **options)
         self.regularizer = regularizer
+        self.prior_variance = prior_variance
         self.clip_grad_norm = clip_grad_norm
         self.train_from_scratch = train_from_scratch
         self.likelihood = likelihood
         self.log_every = log_every
         self._make_embedding_optimizer = embedding_optimizer
         self.embedding_optimizer: Optimizer | None = None
-        self._fisher_likelihood: Likelihood | None = None
+        self._resolved_likelihood: Likelihood | None = None
+        self._generated: dict[int, Tensor] = {}
+        self._prior: Tensor | None = None
         self._regularized: dict[str, nn.Parameter] = {}
         self._previous: list[nn.Parameter] = []
         self._not_theta: list[nn.Parameter] = []
@@ -147,12 +157,29 @@ class HypernetTemplate(SupervisedTemplate):
                     f"{self.embedding_optimizer!r}"
                 )
 
+    def forward(self) -> Tensor:
+        """Outputs of the mini-batch; the prior needs the weights that they are made with."""
+        outputs: Tensor
+        if self.prior_variance is None or not self.is_training:
+            outputs = super().forward()
+        else:
+            self._generated = self.model.generate(labels_of(self.experience))
+            outputs = self.model(self.mb_x, self.mb_task_id, weights=self._generated)
+        return outputs
+
     def criterion(self) -> Tensor:
-        """The loss, after a check of the targets at the start of an experience."""
+        """The loss with the prior, after a check of the targets at the start of an experience."""
         if self.is_training and self.clock.train_exp_iterations == 0:
             check_targets(self)
         loss: Tensor = super().criterion()
-        return loss
+        if self.prior_variance is None or not self.is_training:
+            return loss
+        assert self._resolved_likelihood is not None
+        scale = self._resolved_likelihood.criterion_scale(self._criterion, self.mb_output)
+        scale /= 2 * self.prior_variance * len(whole(self.experience).dataset)
+        self._prior = scale * torch.stack([*self._generated.values()]).square().sum()
+        self._generated = {}
+        return loss + self._prior
 
     def backward(self) -> None:
         """Gradients of the task's loss and, after a look ahead, of the regulariser."""
@@ -181,8 +208,8 @@ class HypernetTemplate(SupervisedTemplate):
                 through_change=differentiable,
             )
             if regularizer.is_log_prior:
-                assert self._fisher_likelihood is not None
-                scale = self._fisher_likelihood.criterion_scale(self._criterion, self.mb_output)
+                assert self._resolved_likelihood is not None
+                scale = self._resolved_likelihood.criterion_scale(self._criterion, self.mb_output)
                 penalty = penalty.scaled(scale)
             if not penalty.value.isfinite():
                 self._refuse(f"regulariser {penalty.value.item()}", "beta of the regulariser")
@@ -210,8 +237,9 @@ class HypernetTemplate(SupervisedTemplate):
                 f"experience {self.experience.current_experience} is empty; HypernetTemplate needs "
                 "at least one sample"
             )
-        if self.regularizer is not None and self.regularizer.needs_fisher:
-            self._fisher_likelihood = resolve_likelihood(self.likelihood, self._criterion)
+        needs_fisher = self.regularizer is not None and self.regularizer.needs_fisher
+        if needs_fisher or self.prior_variance is not None:
+            self._resolved_likelihood = resolve_likelihood(self.likelihood, self._criterion)
         super()._before_training_exp(**kwargs)
 
     def check_model_and_optimizer(self, reset_optimizer_state: bool = False, **kwargs: Any) -> None:
@@ -276,7 +304,7 @@ class HypernetTemplate(SupervisedTemplate):
         model = self.model
         tasks = tuple(model.task_number(label) for label in labels_of(self.experience))
         if self.regularizer is not None:
-            source = ExperienceFisher(self, model, self._fisher_likelihood)
+            source = ExperienceFisher(self, model, self._resolved_likelihood)
             self.regularizer.after_experience(source, tasks)
         model.movement.remember(model.hypernetwork, tasks)
         for task, distance in model.movement.distances(model.hypernetwork).items():
@@ -401,6 +429,8 @@ class HypernetTemplate(SupervisedTemplate):
             "StepNorm": _norm(step.values()),
             "GradientNorm": _norm(p.grad for p in self._theta() if p.grad is not None),
         }
+        if self._prior is not None:
+            values["Prior"] = self._prior.detach()
         if penalty is not None:
             gradients = {self._regularized[n]: g for n, g in penalty.gradients.items()}
             product = sum((g * step[p]).sum() for p, g in gradients.items() if p in step)

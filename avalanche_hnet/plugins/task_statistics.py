@@ -1,0 +1,177 @@
+"""Running statistics for each task, as a plugin for Avalanche's strategies."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import Any, Literal
+
+from avalanche.benchmarks import CLExperience
+from avalanche.training import JointTraining
+from avalanche.training.plugins import SupervisedPlugin
+from avalanche.training.templates import SupervisedTemplate
+from torch import nn
+
+from avalanche_hnet.core.checks import one_of
+from avalanche_hnet.core.task_statistics import TaskStatistics, require_statistics
+from avalanche_hnet.models.hyper_model import HyperModel
+from avalanche_hnet.models.task_inference import TaskInference
+from avalanche_hnet.models.units import whole
+
+StatisticsKey = Literal["task", "experience"]
+
+
+class TaskStatisticsPlugin(SupervisedPlugin):
+    """Each task trains, and is evaluated with, running statistics of its own.
+
+    Regularisation such as :class:`PriorEWCPlugin` protects weights. The running statistics of
+    batch normalisation are none, and training on a task overwrites those of the tasks before,
+    unless there is a set for each of them (Henning et al. 2021, arXiv 2103.01133).
+
+    Tasks that were never trained on are evaluated with the statistics of the latest that was.
+    After training, the model itself holds the latest. To call it with those of another task::
+
+        with plugin.statistics.using(model, task_label):
+            model(x)
+
+    The place among a strategy's plugins does not matter. With a :class:`TaskInferencePlugin`,
+    give that one ``statistics=plugin.statistics``, so that each task is tried with its own.
+
+    Args:
+        by: what has statistics of its own: each ``"task"`` label, or each ``"experience"``, by its
+            number in the stream, for benchmarks where all have one label (domain-incremental).
+            In evaluation it is the number of the experience that is evaluated.
+
+    Attributes:
+        statistics: the :class:`TaskStatistics`; save and load them with their ``state_dict``,
+            along with the model's.
+
+    Raises:
+        ValueError: for another ``by``. At the start of an experience, or when it is evaluated: if
+            the model has no layers with running statistics or is a :class:`HyperModel`, which has
+            them per task anyway; if batches mix tasks (an experience with several, replay,
+            ``JointTraining``); or if ``by="task"`` and the experience has no task labels.
+    """
+
+    def __init__(self, by: StatisticsKey = "task") -> None:
+        one_of(StatisticsKey, by=by)
+        super().__init__()
+        self.by: StatisticsKey = by
+        self.statistics = TaskStatistics()
+        self._is_training = False  # then what is in the model is newer than what is stored
+        self._evaluated: ExitStack | None = None
+
+    def before_training(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
+        """Put the training's statistics back, if an evaluation was broken off."""
+        self._end_evaluation()
+
+    def before_train_dataset_adaptation(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
+        """Refuse what cannot be trained, before anything is changed."""
+        model = _model(strategy)
+        if any(isinstance(module, HyperModel) for module in model.modules()):
+            raise ValueError(
+                "TaskStatisticsPlugin has nothing to do for a HyperModel, which keeps the running "
+                "statistics of each task itself; leave the plugin out"
+            )
+        require_statistics(model)
+        if isinstance(strategy, JointTraining):
+            tasks = sorted({key for e in strategy._experiences for key in self._keys(e)})
+            raise ValueError(
+                f"TaskStatisticsPlugin does not go with JointTraining, whose batches mix samples "
+                f"of all {self.by}s {tasks} and so have no statistics of a single one; leave the "
+                "plugin out"
+            )
+        self._key(strategy.experience)
+
+    def before_training_exp(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
+        """Put the statistics of the experience's task in place."""
+        self._store(strategy)  # of an experience that was broken off
+        self.statistics.begin(_model(strategy), self._key(strategy.experience))
+        self._is_training = True
+
+    def before_forward(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
+        """Refuse batches with samples of several tasks, as replay makes them."""
+        if self.by == "experience" or not hasattr(strategy.experience, "task_labels"):
+            return
+        if strategy.clock.train_exp_iterations == 0:
+            tasks = strategy.mb_task_id.unique().tolist()
+            if len(tasks) > 1:
+                raise ValueError(
+                    f"a mini-batch mixes samples of the tasks {tasks}, and so has no statistics of "
+                    "a single one; TaskStatisticsPlugin does not go with replay"
+                )
+
+    def after_training_exp(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
+        """Keep what was learned."""
+        self._store(strategy)
+        self._is_training = False
+
+    def before_eval(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
+        """Keep what was learned so far, if this evaluation interrupts a training."""
+        self._end_evaluation()
+        self._store(strategy)
+
+    def before_eval_exp(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
+        """Put the statistics of the task that is evaluated in place."""
+        self._end_evaluation()
+        self._check_inference(strategy.model)
+        self._evaluated = ExitStack()
+        self._evaluated.enter_context(
+            self.statistics.using(_model(strategy), self._key(strategy.experience))
+        )
+
+    def after_eval_exp(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
+        """Put back what was there before."""
+        self._end_evaluation()
+
+    def _store(self, strategy: SupervisedTemplate) -> None:
+        if self._is_training:
+            self.statistics.store(_model(strategy))
+
+    def _end_evaluation(self) -> None:
+        if self._evaluated is not None:
+            self._evaluated.close()
+            self._evaluated = None
+
+    def _key(self, experience: CLExperience) -> int:
+        keys = self._keys(experience)
+        if len(keys) != 1:
+            raise ValueError(
+                f"TaskStatisticsPlugin needs experiences of one task each, but this one has the "
+                f"task labels {keys}, so its batches mix tasks and have no statistics of a single "
+                "one; split it by task, or use by='experience'"
+            )
+        return keys[0]
+
+    def _keys(self, experience: CLExperience) -> list[int]:
+        if self.by == "experience":
+            return [int(whole(experience).current_experience)]
+        if not hasattr(experience, "task_labels"):
+            experience = whole(experience)
+        if not hasattr(experience, "task_labels"):
+            raise ValueError(
+                "the experience has no task_labels, which TaskStatisticsPlugin goes by; use "
+                "by='experience', or avalanche.benchmarks.with_task_labels"
+            )
+        return sorted(int(label) for label in experience.task_labels)
+
+    def _check_inference(self, model: nn.Module) -> None:
+        """Task inference that tried all tasks with the statistics of the true one would cheat."""
+        if not isinstance(model, TaskInference):
+            return
+        if model.statistics is not self.statistics:
+            raise ValueError(
+                "task inference needs the statistics of each task that it tries; pass "
+                "TaskInferencePlugin(statistics=plugin.statistics), plugin being the "
+                "TaskStatisticsPlugin"
+            )
+        if self.by == "experience":
+            raise ValueError(
+                "task inference chooses among task labels, but these are statistics by experience; "
+                "use TaskStatisticsPlugin(by='task')"
+            )
+
+
+def _model(strategy: SupervisedTemplate) -> nn.Module:
+    """The strategy's model, without the task inference that may stand in front of it."""
+    model = strategy.model
+    return model.model if isinstance(model, TaskInference) else model

@@ -1,0 +1,121 @@
+"""Settings of the classification of Gaussian modes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Literal
+
+from avalanche_hnet.core.predictive import PredictionMethod
+from avalanche_hnet.core.task_choice import InferenceCriterion
+from experiments.hypernet import HypernetOptions
+from experiments.options import Scenario
+
+ModeMethod = Literal["hypernet", "prior-ewc", "naive", "separate"]
+Head = Literal["separate", "growing", "fixed"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GaussianMixtureOptions:
+    """Settings of the classification of Gaussian modes."""
+
+    methods: tuple[ModeMethod, ...] = ("hypernet", "prior-ewc")
+    """Methods to compare: a hypernetwork, one network with PriorEWCPlugin or without protection,
+    and a network of its own, with a prior and a posterior of its own, for each task."""
+    scenario: Scenario = "class"
+    """What is told and asked: task (the task label is given), domain (no task label, classes 0 and
+    1 in every experience) or class (no task label, classes 0 to 5). Task labels are always there
+    in training."""
+    head: Head = "separate"
+    """Of prior-ewc and naive in the class scenario: a head for each task, which is inferred, or
+    one softmax that grows with the classes, or one over all six from the start."""
+    criterion: InferenceCriterion = "entropy"
+    """How the task is inferred: by the lowest entropy, the highest confidence or the best agreement
+    of networks drawn from the posterior."""
+    prediction: PredictionMethod = "linearized"
+    """How prior-ewc and separate predict from their posterior where no task is told."""
+    seeds: int = 5
+    """Number of repetitions, with the seeds 0, 1, ... for weights and the order of the data."""
+    data_seed: int = 0
+    """Of the benchmark's samples, the same in all repetitions."""
+    hidden: tuple[int, ...] = (10, 10)
+    """Widths of the hidden layers of the network."""
+    activation: Literal["ReLU", "Sigmoid", "Tanh", "ELU"] = "ReLU"
+    """Activation of the network."""
+    iterations: int = 600
+    """Training iterations per task."""
+    batch_size: int = 32
+    """Samples per iteration, at most all 20 of the task."""
+    learning_rate: float = 1e-2
+    """Of Adam, which starts anew with each task."""
+    ewc_lambda: float = 1.0
+    """Strength of PriorEWC."""
+    prior_variance: float = 1.0
+    """Variance of the Gaussian prior over the weights, those that the hypernetwork generates
+    included. A large one is as good as none. Naive has none."""
+    hypernet: HypernetOptions = field(
+        default_factory=lambda: HypernetOptions(beta=1.0, hidden=(50, 50), learning_rate=3e-3)
+    )
+    """Settings of the hypernetwork. In the class scenario it always is multi-head."""
+    output: Path = Path("runs")
+    """Folder in which the run makes a folder of its own."""
+
+    def __post_init__(self) -> None:
+        """Refuse what no run could use, and options that would not be used."""
+        for name in ("seeds", "iterations", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not self.learning_rate > 0:
+            raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
+        for name in ("data_seed", "ewc_lambda"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+        if not 0 < self.prior_variance < float("inf"):
+            raise ValueError(
+                f"prior_variance must be positive and finite, got {self.prior_variance}"
+            )
+        if any(width < 1 for width in self.hidden) or not self.hidden:
+            raise ValueError(f"hidden must be widths of at least 1, got {self.hidden}")
+        if not self.methods or len(set(self.methods)) < len(self.methods):
+            raise ValueError(f"methods must name at least one, each once, got {self.methods}")
+        self._refuse_unused()
+
+    def is_told_tasks(self, method: ModeMethod) -> bool:
+        """Whether the method's predictions change with the task label that it is given."""
+        if method in ("hypernet", "separate") or self.scenario == "task":
+            return True
+        return self.scenario == "class" and self.head == "separate"
+
+    def infers_tasks(self, method: ModeMethod) -> bool:
+        """Whether the method has to find out the task where the label is not given."""
+        return self.is_told_tasks(method) and self.scenario != "task"
+
+    def has_posterior(self, method: ModeMethod) -> bool:
+        """Whether there is one to predict from."""
+        return method in ("prior-ewc", "separate")
+
+    def _refuse_unused(self) -> None:
+        if self.scenario == "task":
+            self._refuse("head", "criterion", "prediction", because="scenario='task'")
+        if self.scenario == "domain":
+            self._refuse("head", because="scenario='domain', where there is one head")
+        if not {"prior-ewc", "naive"} & {*self.methods}:
+            self._refuse("head", because="methods that generate or train a network for each task")
+        if not any(map(self.has_posterior, self.methods)):
+            self._refuse("prediction", because="methods without a posterior")
+        inferring = [m for m in self.methods if self.infers_tasks(m)]
+        if not inferring:
+            self._refuse("criterion", because="methods and heads that infer no task")
+        lacking = [m for m in inferring if not self.has_posterior(m)]
+        if self.criterion == "agreement" and (lacking or self.prediction == "map"):
+            without = ", ".join(lacking) or "prediction='map'"
+            raise ValueError(
+                f"criterion='agreement' needs a posterior to draw networks from, got {without}; "
+                "take entropy or confidence, or prior-ewc or separate alone"
+            )
+
+    def _refuse(self, *names: str, because: str) -> None:
+        defaults = {f.name: f.default for f in fields(self)}
+        for name in names:
+            if getattr(self, name) != defaults[name]:
+                raise ValueError(f"{name}={getattr(self, name)!r} is of no use to {because}")
