@@ -9,7 +9,11 @@ from importlib.metadata import version
 from pathlib import Path
 
 from avalanche.benchmarks import CLScenario
+from avalanche.evaluation.metrics import accuracy_metrics
+from avalanche.training import Naive
 from avalanche.training.determinism.rng_manager import RNGManager
+from avalanche.training.plugins import EvaluationPlugin
+from avalanche.training.templates import SupervisedTemplate
 from rich.console import Console
 from torch import nn
 from tqdm import tqdm
@@ -102,7 +106,21 @@ def train(
         metrics = strategy.eval(benchmark.test_stream)
         matrix.append(_by_experience(metrics, "Top1_Acc_Exp"))
         inference = _by_experience(metrics, "TaskInference_Acc_Exp") or None
-    return Result(method, seed, matrix, options.scenario, inference)
+    told = _with_task_told(strategy, benchmark) if inference else None
+    return Result(method, seed, matrix, options.scenario, inference, told)
+
+
+def _with_task_told(strategy: SupervisedTemplate, benchmark: CLScenario) -> list[float]:
+    """Accuracies of a model that infers tasks, if it need not."""
+    teller = Naive(
+        model=strategy.model,
+        optimizer=strategy.optimizer,
+        criterion=nn.CrossEntropyLoss(),
+        eval_mb_size=500,
+        device=strategy.device,
+        evaluator=EvaluationPlugin(accuracy_metrics(experience=True), loggers=[]),
+    )
+    return _by_experience(teller.eval(benchmark.test_stream), "Top1_Acc_Exp")
 
 
 def make_model(method: Method, benchmark: CLScenario, options: Options) -> nn.Module:

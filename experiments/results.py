@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean, stdev
@@ -17,8 +17,9 @@ from rich.table import Table
 class Result:
     """Accuracies in percent: ``matrix[k][j]`` on experience j after training on experience k.
 
-    Joint training has one row. ``inference`` is the share of samples, in percent, whose task is
-    inferred correctly at the end, for each experience; None where no task is inferred.
+    Joint training has one row. Where tasks are inferred, ``inference`` is the share of samples, in
+    percent, for which that is right at the end, for each experience, and ``told`` are the
+    accuracies of the same model with the task told.
     """
 
     method: str
@@ -26,6 +27,7 @@ class Result:
     matrix: list[list[float]]
     scenario: str = "task"
     inference: list[float] | None = None
+    told: list[float] | None = None
 
     @property
     def average(self) -> float:
@@ -83,7 +85,7 @@ def scenarios_table(results: Sequence[Result], title: str) -> Table:
 def summary_table(results: Sequence[Result], title: str) -> Table:
     """Average accuracy, forgetting and final accuracies per experience, for each method.
 
-    Where tasks are inferred, also how often correctly.
+    Where tasks are inferred, also how often correctly, and the accuracy with the task told.
     """
     inferred = any(result.inference for result in results)
     table = Table(title=title, caption="accuracy in %, mean ± standard deviation over seeds")
@@ -91,7 +93,8 @@ def summary_table(results: Sequence[Result], title: str) -> Table:
     table.add_column("average", justify="right", no_wrap=True)
     table.add_column("forgetting", justify="right", no_wrap=True)
     if inferred:
-        table.add_column("task inferred", justify="right", no_wrap=True)
+        table.add_column("task inferred", justify="right")
+        table.add_column("accuracy if told", justify="right")
     table.add_column("final accuracy on each experience")
     for method, group in by_method(results).items():
         forgetting = [f for r in group if (f := r.forgetting) is not None]
@@ -100,15 +103,16 @@ def summary_table(results: Sequence[Result], title: str) -> Table:
             method,
             mean_and_spread([r.average for r in group]),
             mean_and_spread(forgetting) if forgetting else "-",
-            *([_inference(group)] if inferred else []),
+            *([_means(r.inference for r in group), _means(r.told for r in group)] * inferred),
             "  ".join(f"{mean(values):.1f}" for values in finals),
         )
     return table
 
 
-def _inference(group: Sequence[Result]) -> str:
-    shares = [mean(r.inference) for r in group if r.inference]
-    return mean_and_spread(shares) if shares else "-"
+def _means(by_experience: Iterable[list[float] | None]) -> str:
+    """Mean over experiences, and over seeds with its spread."""
+    means = [mean(values) for values in by_experience if values]
+    return mean_and_spread(means) if means else "-"
 
 
 def write_csv(results: Sequence[Result], path: Path) -> None:

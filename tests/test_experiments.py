@@ -213,6 +213,8 @@ def test_tasks_are_inferred_where_they_are_not_told(all_scenarios):
         (naive,) = results_of(all_scenarios, scenario, "naive")
         assert naive["inference"] is None
         assert (hypernet["inference"] is None) == (scenario == "task")
+    # The same network, told the task, is that of the task scenario but for its output layer.
+    assert np.mean(hypernet["told"]) > max(90, hypernet["average"])
     # A right answer in the class scenario needs the right task; in the domain scenario, luck helps.
     shares, final = hypernet["inference"], hypernet["matrix"][-1]
     assert all(share >= accuracy for share, accuracy in zip(shares, final, strict=True))
@@ -378,7 +380,7 @@ def test_table_of_scenarios():
     results = [
         Result("m", 0, [[90.0]], "task"),
         Result("m", 1, [[80.0]], "task"),
-        Result("m", 0, [[70.0]], "class", [40.0]),
+        Result("m", 0, [[70.0, 50.0]], "class", [40.0, 42.0], [90.0, 91.0]),
         Result("n", 0, [[60.0]], "class"),
     ]
     table = scenarios_table(results, "title")
@@ -386,10 +388,10 @@ def test_table_of_scenarios():
     assert [list(c.cells) for c in table.columns] == [
         ["m", "n"],
         ["85.00 ± 7.07", "-"],
-        ["70.00", "60.00"],
+        ["60.00", "60.00"],
     ]
     inferred = summary_table(results[2:], "title")
-    assert [list(c.cells) for c in inferred.columns][3] == ["40.00", "-"]
+    assert [list(c.cells) for c in inferred.columns][3:5] == [["41.00", "-"], ["90.50", "-"]]
     assert "task inferred" not in [c.header for c in summary_table(results[:2], "t").columns]
 
 

@@ -376,17 +376,18 @@ def single_unit_heads():
 @pytest.mark.parametrize("name", ["as_multitask", "separate", "block"])
 @pytest.mark.parametrize("strategy", [Naive, JointTraining])
 def test_heads_are_trained(name, strategy):
-    benchmark, model = Regression1D(n_train=20), single_unit_heads()[name]
-    trained = trainer(model, strategy=strategy, epochs=200)
+    benchmark, model = Regression1D(), single_unit_heads()[name]
+    optimizer = torch.optim.Adam(model.parameters(), 0.03)
+    trained = trainer(model, strategy=strategy, epochs=20, optimizer=optimizer)
     if strategy is JointTraining:
         trained.train(benchmark.train_stream)
         results = trained.eval(benchmark.test_stream)
-        assert results["MSE_Stream/eval_phase/test_stream/Task002"] < 0.05
+        assert results["MSE_Stream/eval_phase/test_stream/Task002"] < 0.1
         return
     for index, experience in enumerate(benchmark.train_stream):
         trained.train(experience)
         results = trained.eval(benchmark.test_stream[: index + 1])
-        assert results[f"MSE_Exp/eval_phase/test_stream/Task00{index}/Exp00{index}"] < 0.05
+        assert results[f"MSE_Exp/eval_phase/test_stream/Task00{index}/Exp00{index}"] < 0.1
 
 
 def test_masking_of_a_single_unit():
