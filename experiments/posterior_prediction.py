@@ -1,0 +1,171 @@
+"""Predict with PriorEWC's posterior in three ways.
+
+Pairs of digits are learned one after the other, with a head for each. Then the network predicts
+at the posterior's mean (map), linearised around it (linearized), and as the average over networks
+with weights drawn from the posterior (sample).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+import torch.nn.functional as F
+import tyro
+from avalanche.benchmarks import CLExperience
+from avalanche.training.determinism.rng_manager import RNGManager
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+from avalanche_hnet import GaussianPosterior, PriorEWCPlugin, predict
+from avalanche_hnet.core.predictive import PredictionMethod
+from experiments import split_digits, split_mnist
+from experiments.compare import make_model
+from experiments.in_memory import in_memory
+from experiments.methods import make_strategy
+from experiments.mnist import require_mnist
+from experiments.options import Options
+from experiments.results import mean_and_spread
+
+
+@dataclass(frozen=True, kw_only=True)
+class PosteriorPredictionOptions:
+    """Settings of the predictions."""
+
+    data: Literal["digits", "mnist"] = "digits"
+    """Scikit-learn's digits, or MNIST."""
+    seeds: int = 3
+    """Number of repetitions, with the seeds 0, 1, ... for weights, data order and classes."""
+    hidden: tuple[int, ...] = (100, 100)
+    """Widths of the hidden layers of the MLP."""
+    iterations: int = 500
+    """Training iterations per pair of digits."""
+    prior_ewc_lambda: float = 100.0
+    """Strength of PriorEWC."""
+    prior_variance: float = 1.0
+    """Variance of the prior of PriorEWC."""
+    n_samples: int = 30
+    """Networks that are drawn from the posterior."""
+    dataset_root: Path | None = None
+    """Folder that holds MNIST/raw, or where to download it. Default: Avalanche's."""
+    output: Path = Path("runs")
+    """Folder in which the run makes a folder of its own, for TensorBoard."""
+
+
+@dataclass(frozen=True)
+class Quality:
+    """Of predictions of test data: accuracy in percent and mean negative log-likelihood in nats."""
+
+    accuracy: float
+    nll: float
+
+
+Qualities = dict[PredictionMethod, Quality]
+
+
+def main(options: PosteriorPredictionOptions) -> None:
+    """Learn, predict and print the table."""
+    torch.set_num_threads(1)
+    folder = options.output / f"posterior-prediction-{datetime.now():%Y%m%d-%H%M%S}"
+    folder.mkdir(parents=True)
+    results = [learn(options, seed, folder / f"seed{seed}") for seed in range(options.seeds)]
+    console = Console()
+    console.print(summary(results, options))
+    console.print(f"TensorBoard's events are in {folder.resolve()}", soft_wrap=True)
+
+
+def learn(
+    options: PosteriorPredictionOptions, seed: int, log_folder: Path
+) -> tuple[Qualities, Qualities]:
+    """Of the first task, right after it was learned, and of all tasks together at the end."""
+    common: dict[str, Any] = {
+        "scenario": "task",
+        "methods": ("prior-ewc",),
+        "hidden": options.hidden,
+        "iterations": options.iterations,
+        "ewc_lambda": 0.0,
+        "prior_ewc_lambda": options.prior_ewc_lambda,
+        "prior_variance": options.prior_variance,
+    }
+    settings: Options
+    if options.data == "mnist":
+        require_mnist(options.dataset_root)
+        settings = split_mnist.SplitMNISTOptions(**common, dataset_root=options.dataset_root)
+        benchmark = in_memory(split_mnist.make_benchmark(settings, seed), validate=False)
+    else:
+        settings = split_digits.SplitDigitsOptions(**common)
+        benchmark = in_memory(split_digits.make_benchmark(settings, seed), validate=False)
+    RNGManager.set_random_seeds(seed)
+    model = make_model("prior-ewc", benchmark, settings)
+    strategy = make_strategy("prior-ewc", model, settings, len(benchmark.train_stream), log_folder)
+    (ewc,) = (p for p in strategy.plugins if isinstance(p, PriorEWCPlugin))
+    test = benchmark.test_stream
+    first: Qualities = {}
+    for experience in benchmark.train_stream:
+        strategy.train(experience, reset_optimizer_state=True)
+        if not first:
+            first = judge(model, ewc.posterior, test[:1], options.n_samples)
+    return first, judge(model, ewc.posterior, test, options.n_samples)
+
+
+def judge(
+    model: nn.Module,
+    posterior: GaussianPosterior,
+    stream: Sequence[CLExperience],
+    n_samples: int,
+) -> Qualities:
+    """The quality of each method's predictions, with the task told, averaged over experiences."""
+    qualities: Qualities = {}
+    for method in get_args(PredictionMethod):
+        accuracies, nlls = [], []
+        for experience in stream:
+            x, y = _tensors(experience)
+            p = predict(
+                model,
+                posterior,
+                x,
+                method,
+                task_label=experience.task_label,
+                n_samples=n_samples,
+                generator=torch.Generator().manual_seed(0),
+            )
+            accuracies.append((p.argmax(1) == y).double().mean())
+            nlls.append(F.nll_loss(p.clamp_min(1e-30).log(), y).double())
+        qualities[method] = Quality(
+            100 * torch.stack(accuracies).mean().item(), torch.stack(nlls).mean().item()
+        )
+    return qualities
+
+
+def summary(
+    results: Sequence[tuple[Qualities, Qualities]], options: PosteriorPredictionOptions
+) -> Table:
+    """Accuracy and negative log-likelihood of each method."""
+    table = Table(
+        title=f"Split {options.data}, test data, task told",
+        caption="accuracy in %, negative log-likelihood in nats; mean ± standard deviation over "
+        f"{options.seeds} seeds",
+    )
+    for column in ("prediction", "first task", "NLL", "all tasks", "NLL"):
+        table.add_column(column, justify="left" if column == "prediction" else "right")
+    for method in get_args(PredictionMethod):
+        cells = []
+        for part in zip(*results, strict=True):
+            cells.append(mean_and_spread([q[method].accuracy for q in part]))
+            cells.append(mean_and_spread([q[method].nll for q in part]))
+        table.add_row(method, *cells)
+    return table
+
+
+def _tensors(experience: CLExperience) -> tuple[Tensor, Tensor]:
+    samples = [experience.dataset[i] for i in range(len(experience.dataset))]
+    return torch.stack([s[0] for s in samples]), torch.tensor([int(s[1]) for s in samples])
+
+
+if __name__ == "__main__":
+    main(tyro.cli(PosteriorPredictionOptions, description=__doc__))
