@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -131,13 +131,12 @@ def make_model(method: Method, benchmark: CLScenario, options: Options) -> nn.Mo
     regularized = {"dropout": options.dropout, "input_noise": options.input_noise}
     if method != "hypernet":
         return mlp(options.heads, x.numel(), options.hidden, n_classes, **regularized)
-    hypernet = options.hypernet
-    if options.scenario == "class":  # of all classes, a task has its own
-        hypernet = replace(hypernet, multi_head=True)
-    elif hypernet.multi_head:
+    if options.scenario == "class" and not options.hypernet.multi_head:
+        n_classes = max(len(e.classes_in_this_experience) for e in stream)  # a head has its own
+    elif options.scenario != "class" and options.hypernet.multi_head:
         n_classes *= len(stream)
     target = mlp("fixed", x.numel(), options.hidden, n_classes, **regularized)
-    return hypernet.make_model(target)
+    return options.hypernet.make_model(target, global_classes=options.scenario == "class")
 
 
 def _by_experience(metrics: Mapping[str, float], name: str) -> list[float]:

@@ -112,8 +112,11 @@ class HypernetOptions:
         if self.task_specific_chunk_embeddings and self.chunk_size is None:
             raise ValueError("task_specific_chunk_embeddings=True needs a chunk_size")
 
-    def make_model(self, target: nn.Module) -> HyperModel:
-        """The main network with its hypernetwork."""
+    def make_model(self, target: nn.Module, *, global_classes: bool = False) -> HyperModel:
+        """The main network with its hypernetwork.
+
+        With ``global_classes``, the labels of a task's classes need not count from zero.
+        """
         options: dict[str, Any] = {
             "embedding_dim": self.embedding_dim,
             "hidden": self.hidden,
@@ -132,7 +135,12 @@ class HypernetOptions:
                 task_specific_chunk_embeddings=self.task_specific_chunk_embeddings,
                 **options,
             )
-        return HyperModel(target, hypernetwork, multi_head=self.multi_head)
+        return HyperModel(
+            target,
+            hypernetwork,
+            multi_head=self.multi_head or global_classes,
+            reuse_units=global_classes and not self.multi_head,
+        )
 
     def make_regularizer(self) -> Regularizer | None:
         """The regulariser, or None if there is to be none."""

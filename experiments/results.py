@@ -93,8 +93,12 @@ def summary_table(results: Sequence[Result], title: str) -> Table:
     table.add_column("average", justify="right", no_wrap=True)
     table.add_column("forgetting", justify="right", no_wrap=True)
     if inferred:
-        table.add_column("task inferred", justify="right")
-        table.add_column("accuracy if told", justify="right")
+        table.add_column("inferred", justify="right", no_wrap=True)
+        table.add_column("told", justify="right", no_wrap=True)
+        table.caption = (
+            f"{table.caption}; inferred: share of samples whose task is inferred correctly, told: "
+            "accuracy with the task told"
+        )
     table.add_column("final accuracy on each experience")
     for method, group in by_method(results).items():
         forgetting = [f for r in group if (f := r.forgetting) is not None]

@@ -291,8 +291,10 @@ def test_options_of_the_inference_reach_the_strategy(criterion, prediction, tmp_
 def test_hypernetwork_generates_all_classes_in_the_class_scenario():
     options = SplitDigitsOptions(scenario="class")
     model = make_model("hypernet", class_stream(), options)
-    assert model.multi_head
-    assert model.n_units == 10
+    assert model.reuse_units
+    assert model.n_units == 2
+    wide = replace(options, hypernet=replace(options.hypernet, multi_head=True))
+    assert make_model("hypernet", class_stream(), wide).n_units == 10
     one = make_model("hypernet", class_stream(), replace(options, scenario="domain"))
     assert not one.multi_head
 
@@ -392,7 +394,7 @@ def test_table_of_scenarios():
     ]
     inferred = summary_table(results[2:], "title")
     assert [list(c.cells) for c in inferred.columns][3:5] == [["41.00", "-"], ["90.50", "-"]]
-    assert "task inferred" not in [c.header for c in summary_table(results[:2], "t").columns]
+    assert "inferred" not in [c.header for c in summary_table(results[:2], "t").columns]
 
 
 def test_separate_heads_have_the_strengths_of_the_task_scenario():

@@ -20,7 +20,13 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn.utils.parametrizations import weight_norm
 
-from avalanche_hnet import FixedTarget, PriorEWCPlugin, active_elements
+from avalanche_hnet import (
+    FixedTarget,
+    HyperModel,
+    HyperNetwork,
+    PriorEWCPlugin,
+    active_elements,
+)
 from tests.hypernets import (
     adapted,
     hyper_model,
@@ -889,3 +895,63 @@ def test_a_task_can_start_anew_with_its_buffers():
             assert torch.equal(value, before[name]), name
         elif value.is_floating_point() and name.startswith(("networks.0.", "hypernetwork.emb")):
             assert not torch.equal(value, before[name]), name
+
+
+def global_labels(n_tasks=3):
+    """Classes 0, 1 | 2, 3 | 4, 5."""
+    return task_stream(n_tasks, offset=True).train_stream
+
+
+@pytest.mark.usefixtures("float64")
+def test_reused_units_are_each_tasks_own():
+    """Two outputs are enough for any labels; logits are those of the main network."""
+    model = hyper_model(mlp(n_out=2), multi_head=True, reuse_units=True)
+    adapted(model, global_labels())
+    x = torch.randn(4, 6)
+    for label in range(3):
+        raw = run_target(mlp(n_out=2), model, label, x)
+        found = model(x, label)
+        assert found.shape == (4, 6)
+        own = [2 * label, 2 * label + 1]
+        torch.testing.assert_close(found[:, own], raw, rtol=0, atol=0)
+        others = [c for c in range(6) if c not in own]
+        assert (found[:, others] == -1000).all()
+        torch.testing.assert_close(model.main_network(label)(x), found, rtol=0, atol=0)
+    mixed = model(x, torch.tensor([2, 0, 2, 1]))
+    singles = [model(x[i : i + 1], t) for i, t in enumerate([2, 0, 2, 1])]
+    torch.testing.assert_close(mixed, torch.cat(singles))
+    torch.testing.assert_close(model.forward_tasks(x, [0, 2])[1], model(x, 2))
+    twin = hyper_model(mlp(n_out=2), multi_head=True, reuse_units=True)
+    twin.load_state_dict(model.state_dict())
+    torch.testing.assert_close(twin.eval()(x, 1), model.eval()(x, 1))
+
+
+def test_reused_units_learn_and_are_protected():
+    model = hyper_model(mlp(n_out=2), multi_head=True, reuse_units=True)
+    optimizer = torch.optim.Adam(model.parameters(), 0.01)
+    strategy = learner(model, FixedTarget(0.1), optimizer=optimizer, train_epochs=60)
+    experiences = global_labels()
+    for experience in experiences:
+        strategy.train(experience)
+    for label, experience in enumerate(experiences):
+        x, y, _ = tensors(experience)
+        model.eval()
+        assert (model(x, label).argmax(1) == y).double().mean() > 0.75
+
+
+def test_reused_units_refuse_what_they_cannot_do():
+    with pytest.raises(ValueError, match="reuse_units=True needs multi_head=True"):
+        hyper_model(mlp(n_out=2), reuse_units=True)
+    target = mlp(n_out=2)
+    partial = HyperNetwork(target, embedding_dim=3, generate="0.*")
+    with pytest.raises(ValueError, match="needs the output layer to be generated"):
+        HyperModel(target, partial, multi_head=True, reuse_units=True)
+    model = hyper_model(mlp(n_out=2), multi_head=True, reuse_units=True)
+    three = task_stream(1, n_classes=3).train_stream
+    message = "has 2 units, of which 0 are taken for task 0; the experience needs 3 more"
+    with pytest.raises(ValueError, match=message):
+        adapted(model, three)
+    assert model.weight_owners() is None
+    model = hyper_model(mlp(n_out=2), multi_head=True, reuse_units=True)
+    with pytest.raises(ValueError, match=r"mask_heads=True .* reuse_units=True"):
+        learner(model, FixedTarget(mask_heads=True))

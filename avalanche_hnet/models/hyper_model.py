@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from operator import attrgetter, index
 from typing import Any, Literal
@@ -56,10 +57,14 @@ class HyperModel(MultiTaskModule):
             running statistics, still follow the data); or ``"frozen_after_first"``, trained in
             the first experience only (Hemati et al. 2023, arXiv 2306.10724).
         multi_head: by default, each task generates a head of its own, and the model's outputs are
-            the target's. With ``multi_head``, the target has one wide output layer, of which each
-            pair of task and class (in regression: component of the target) takes a unit when it is
-            first trained on. The outputs (B, C) have a column for each class label up to the
-            highest so far, and ``mask_value`` in those that the sample's task does not have.
+            the target's: column c for class c. With ``multi_head``, the target has one wide output
+            layer, of which each pair of task and class (in regression: component of the target)
+            takes a unit when it is first trained on. The outputs (B, C) have a column for each
+            class label up to the highest so far, and ``mask_value`` in those that the sample's
+            task does not have.
+        reuse_units: with ``multi_head``, let each task begin with the first unit again, which
+            generates weights of its own for it. So the target needs as many outputs only as a task
+            has classes, whatever their labels.
         output_layer: name of the target's output layer, for ``multi_head``; by default its last
             linear layer.
         mask_value: see ``multi_head``.
@@ -79,6 +84,7 @@ class HyperModel(MultiTaskModule):
         *,
         remaining: Remaining = "shared",
         multi_head: bool = False,
+        reuse_units: bool = False,
         output_layer: str | None = None,
         mask_value: float = -1000.0,
     ) -> None:
@@ -86,15 +92,20 @@ class HyperModel(MultiTaskModule):
         require_fit(target, hypernetwork)
         if output_layer is not None and not multi_head:
             raise ValueError(f"output_layer={output_layer!r} needs multi_head=True")
+        if reuse_units and not multi_head:
+            raise ValueError("reuse_units=True needs multi_head=True")
         super().__init__()
         self.remaining: Remaining = remaining
         self.multi_head = multi_head
+        self.reuse_units = reuse_units
         self.mask_value = mask_value
         self.hypernetwork = hypernetwork
         if multi_head:
             self._output_layer = find_output_layer(target, output_layer)
             self.n_units = len(attrgetter(f"{self._output_layer}.weight".lstrip("."))(target))
         self._aliases = aliases_of(target)
+        if reuse_units:
+            self._require_generated_output_layer()
         self.target = copy.deepcopy(target)
         strip(self.target, hypernetwork.layout.shapes)
         not_generated = dict(self.target.named_parameters())
@@ -278,9 +289,9 @@ class HyperModel(MultiTaskModule):
         """For each generated weight (W,) the number of the task whose output unit it belongs to.
 
         ``SHARED`` for weights of other layers, ``UNUSED`` for units that no task has taken. None
-        without ``multi_head``.
+        without ``multi_head``, and with ``reuse_units``, where all units serve all tasks.
         """
-        if not self.multi_head:
+        if not self.multi_head or self.reuse_units:
             return None
         of_units = torch.full((self.n_units,), UNUSED)
         for unit, (label, _) in enumerate(self._units):
@@ -360,11 +371,15 @@ class HyperModel(MultiTaskModule):
         if not self.training:
             return
         new = sorted(tasks_and_classes(experience) - {*self._units})
-        if len(self._units) + len(new) > self.n_units:
-            raise ValueError(
-                f"the target's output layer {self._output_layer!r} has {self.n_units} units, of "
-                f"which {len(self._units)} are taken; the experience needs {len(new)} more"
-            )
+        # Of each label, or of all together, how many are taken and how many more are needed.
+        taken = Counter(label if self.reuse_units else None for label, _ in self._units)
+        for label, needed in Counter(t if self.reuse_units else None for t, _ in new).items():
+            if taken[label] + needed > self.n_units:
+                of = "" if label is None else f" for task {label}"
+                raise ValueError(
+                    f"the target's output layer {self._output_layer!r} has {self.n_units} units, "
+                    f"of which {taken[label]} are taken{of}; the experience needs {needed} more"
+                )
         self._units += new
         self.max_class_label = max([self.max_class_label, *(class_ + 1 for _, class_ in new)])
 
@@ -435,4 +450,15 @@ class HyperModel(MultiTaskModule):
     def _units_of(self, label: int) -> tuple[list[int], list[int], int]:
         """Units and classes of a task, and the number of columns."""
         units = [(unit, c) for unit, (task, c) in enumerate(self._units) if task == label]
-        return [u for u, _ in units], [c for _, c in units], self.max_class_label
+        classes = [c for _, c in units]
+        own = [*range(len(units))] if self.reuse_units else [unit for unit, _ in units]
+        return own, classes, self.max_class_label
+
+    def _require_generated_output_layer(self) -> None:
+        of_layer = {n for a, n in self._aliases.items() if a.startswith(f"{self._output_layer}.")}
+        missing = of_layer - self.hypernetwork.layout.shapes.keys()
+        if missing:
+            raise ValueError(
+                f"reuse_units=True needs the output layer to be generated, but {min(missing)!r} is "
+                "not; tasks would share its weights"
+            )
