@@ -291,10 +291,10 @@ def test_options_of_the_inference_reach_the_strategy(criterion, prediction, tmp_
 def test_hypernetwork_generates_all_classes_in_the_class_scenario():
     options = SplitDigitsOptions(scenario="class")
     model = make_model("hypernet", class_stream(), options)
-    assert model.reuse_units
-    assert model.n_units == 2
+    assert model.units.reuse
+    assert model.units.number == 2
     wide = replace(options, hypernet=replace(options.hypernet, multi_head=True))
-    assert make_model("hypernet", class_stream(), wide).n_units == 10
+    assert make_model("hypernet", class_stream(), wide).units.number == 10
     one = make_model("hypernet", class_stream(), replace(options, scenario="domain"))
     assert not one.multi_head
 

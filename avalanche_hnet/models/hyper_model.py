@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from operator import attrgetter, index
 from typing import Any, Literal
@@ -28,6 +27,7 @@ from avalanche_hnet.models.main_network import (
     require_fit,
     strip,
 )
+from avalanche_hnet.models.output_units import OutputUnits
 from avalanche_hnet.models.units import SelectUnits, labels_of, select_units, tasks_and_classes
 
 # Main networks run at once have together at most so many weights, or inputs (64 MiB of float32).
@@ -97,15 +97,20 @@ class HyperModel(MultiTaskModule):
         super().__init__()
         self.remaining: Remaining = remaining
         self.multi_head = multi_head
-        self.reuse_units = reuse_units
         self.mask_value = mask_value
         self.hypernetwork = hypernetwork
         if multi_head:
-            self._output_layer = find_output_layer(target, output_layer)
-            self.n_units = len(attrgetter(f"{self._output_layer}.weight".lstrip("."))(target))
+            layer = find_output_layer(target, output_layer)
+            n_units = len(attrgetter(f"{layer}.weight".lstrip("."))(target))
+            self.units = OutputUnits(layer, n_units, reuse=reuse_units)
         self._aliases = aliases_of(target)
         if reuse_units:
-            self._require_generated_output_layer()
+            shared = self._head_parameters() - self.generated_heads
+            if shared:
+                raise ValueError(
+                    "reuse_units=True needs the output layer to be generated, but "
+                    f"{min(shared)!r} is not, and tasks would share it"
+                )
         self.target = copy.deepcopy(target)
         strip(self.target, hypernetwork.layout.shapes)
         not_generated = dict(self.target.named_parameters())
@@ -121,7 +126,6 @@ class HyperModel(MultiTaskModule):
         self.networks = nn.ModuleDict()  # buffers and parameters of each task, by task number
         self._tasks: dict[int, int] = {}  # task number by label
         self._trained: set[int] = set()  # labels
-        self._units: list[tuple[int, int]] = []  # task and class label of each unit taken
         self._has_trained = False
         self.movement = WeightMovement()
         self._cache = WeightCache()
@@ -175,8 +179,9 @@ class HyperModel(MultiTaskModule):
                 units left.
         """
         labels = labels_of(experience)
-        if self.multi_head:
-            self._take_units(experience)
+        if self.multi_head and self.training:
+            new = self.units.take(tasks_and_classes(experience))
+            self.max_class_label = max([self.max_class_label, *(c + 1 for _, c in new)])
         classes = getattr(experience, "classes_in_this_experience", None)
         if classes:
             self.max_class_label = max(self.max_class_label, int(max(classes)) + 1)
@@ -283,7 +288,7 @@ class HyperModel(MultiTaskModule):
                 setattr(network.get_submodule(prefix), last, own[name])
         if not self.multi_head:
             return network
-        return nn.Sequential(network, SelectUnits(*self._units_of(task_label), self.mask_value))
+        return nn.Sequential(network, SelectUnits(*self._columns_of(task_label)))
 
     def weight_owners(self) -> Tensor | None:
         """For each generated weight (W,) the number of the task whose output unit it belongs to.
@@ -291,26 +296,22 @@ class HyperModel(MultiTaskModule):
         ``SHARED`` for weights of other layers, ``UNUSED`` for units that no task has taken. None
         without ``multi_head``, and with ``reuse_units``, where all units serve all tasks.
         """
-        if not self.multi_head or self.reuse_units:
+        if not self.multi_head or self.units.reuse:
             return None
-        of_units = torch.full((self.n_units,), UNUSED)
-        for unit, (label, _) in enumerate(self._units):
+        of_units = torch.full((self.units.number,), UNUSED)
+        for unit, (label, _) in enumerate(self.units.taken):
             of_units[unit] = self._tasks[label]
         owners, of_layer = {}, self.generated_heads
         for name, shape in self.hypernetwork.layout.shapes.items():
             owners[name] = torch.full(shape, SHARED)
-            if name in of_layer and shape[:1] == (self.n_units,):
+            if name in of_layer and shape[:1] == (self.units.number,):
                 owners[name] = of_units.view(-1, *[1] * (len(shape) - 1)).expand(shape)
         return self.hypernetwork.layout.flatten(owners)
 
     @property
     def generated_heads(self) -> set[str]:
         """Names of the generated parameters of the shared output layer; none if there is none."""
-        if not self.multi_head:
-            return set()
-        prefix = f"{self._output_layer}." if self._output_layer else ""
-        of_layer = {name for alias, name in self._aliases.items() if alias.startswith(prefix)}
-        return of_layer & self.hypernetwork.layout.shapes.keys()
+        return self._head_parameters() & self.hypernetwork.layout.shapes.keys()
 
     def active_elements(self, experience: CLExperience) -> dict[str, Tensor]:
         """All elements but those of other tasks, for :class:`PriorEWCPlugin`."""
@@ -327,7 +328,7 @@ class HyperModel(MultiTaskModule):
         return {
             "tasks": list(self._tasks),
             "trained": sorted(self._trained),
-            "units": [list(unit) for unit in self._units],
+            "units": [list(pair) for pair in self.units.taken] if self.multi_head else [],
             "max_class_label": self.max_class_label,
             "has_trained": self._has_trained,
             "movement": self.movement.state_dict(),
@@ -351,7 +352,8 @@ class HyperModel(MultiTaskModule):
         self.known_train_tasks_labels = set(state["trained"])
         self._has_trained = state["has_trained"]
         self.movement.load_state_dict(state["movement"])
-        self._units = [(label, class_) for label, class_ in state["units"]]
+        if self.multi_head:
+            self.units.taken = [(label, class_) for label, class_ in state["units"]]
         self.max_class_label = state["max_class_label"]
 
     def _add_task(self, label: int) -> None:
@@ -366,22 +368,6 @@ class HyperModel(MultiTaskModule):
             network.requires_grad_(True)
             self.networks[str(number)] = network
         self._tasks[label] = number
-
-    def _take_units(self, experience: CLExperience) -> None:
-        if not self.training:
-            return
-        new = sorted(tasks_and_classes(experience) - {*self._units})
-        # Of each label, or of all together, how many are taken and how many more are needed.
-        taken = Counter(label if self.reuse_units else None for label, _ in self._units)
-        for label, needed in Counter(t if self.reuse_units else None for t, _ in new).items():
-            if taken[label] + needed > self.n_units:
-                of = "" if label is None else f" for task {label}"
-                raise ValueError(
-                    f"the target's output layer {self._output_layer!r} has {self.n_units} units, "
-                    f"of which {taken[label]} are taken{of}; the experience needs {needed} more"
-                )
-        self._units += new
-        self.max_class_label = max([self.max_class_label, *(class_ + 1 for _, class_ in new)])
 
     def _network(self, number: int) -> nn.Module:
         return self.networks[str(number)] if self._has_state else self.target
@@ -440,25 +426,20 @@ class HyperModel(MultiTaskModule):
         """The outputs that belong to the task, of outputs (B, …) of the main network."""
         if not self.multi_head:
             return outputs
-        if outputs.shape[1] != self.n_units:
+        if outputs.shape[1] != self.units.number:
             raise ValueError(
-                f"the target has {outputs.shape[1]} outputs, but its layer {self._output_layer!r} "
-                f"has {self.n_units} units; name the output layer with output_layer"
+                f"the target has {outputs.shape[1]} outputs, but its layer {self.units.layer!r} "
+                f"has {self.units.number} units; name the output layer with output_layer"
             )
-        return select_units(outputs, *self._units_of(label), self.mask_value)
+        return select_units(outputs, *self._columns_of(label))
 
-    def _units_of(self, label: int) -> tuple[list[int], list[int], int]:
-        """Units and classes of a task, and the number of columns."""
-        units = [(unit, c) for unit, (task, c) in enumerate(self._units) if task == label]
-        classes = [c for _, c in units]
-        own = [*range(len(units))] if self.reuse_units else [unit for unit, _ in units]
-        return own, classes, self.max_class_label
+    def _columns_of(self, label: int) -> tuple[list[int], list[int], int, float]:
+        """Units and classes of a task, the number of columns, and what the others hold."""
+        return *self.units.of(label), self.max_class_label, self.mask_value
 
-    def _require_generated_output_layer(self) -> None:
-        of_layer = {n for a, n in self._aliases.items() if a.startswith(f"{self._output_layer}.")}
-        missing = of_layer - self.hypernetwork.layout.shapes.keys()
-        if missing:
-            raise ValueError(
-                f"reuse_units=True needs the output layer to be generated, but {min(missing)!r} is "
-                "not; tasks would share its weights"
-            )
+    def _head_parameters(self) -> set[str]:
+        """Names of the parameters of the shared output layer; none if there is none."""
+        if not self.multi_head:
+            return set()
+        prefix = f"{self.units.layer}." if self.units.layer else ""
+        return {name for alias, name in self._aliases.items() if alias.startswith(prefix)}

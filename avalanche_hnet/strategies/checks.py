@@ -49,7 +49,7 @@ def check_arguments(
             "mask_heads=True of the regularizer needs a model with multi_head=True: otherwise "
             "each task generates its own head"
         )
-    if regularizer.mask_heads and model.reuse_units:
+    if regularizer.mask_heads and model.units.reuse:
         raise ValueError(
             "mask_heads=True of the regularizer does not go with reuse_units=True of the model: "
             "every task has all output units"
