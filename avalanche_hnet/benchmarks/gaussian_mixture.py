@@ -78,10 +78,9 @@ class GaussianMixture2D(CLScenario):
             raise ValueError(f"radius must be positive and finite, got {radius}")
         n_modes = n_tasks * modes_per_task
         angles = (np.arange(n_modes) + 0.5) * 2 * pi / n_modes
-        self.means = radius * np.stack([np.sin(angles), np.cos(angles)], axis=1).reshape(
-            n_tasks, modes_per_task, 2
-        )
-        self.std = float(std)
+        circle = np.stack([np.sin(angles), np.cos(angles)], axis=1)
+        self.means: NDArray[np.float64] = radius * circle.reshape(n_tasks, modes_per_task, 2)
+        self.std: float = float(std)
 
         streams = []
         for child, n in zip(np.random.SeedSequence(seed).spawn(2), (n_train, n_test), strict=True):

@@ -21,8 +21,8 @@ def task_inference_metrics(
 ) -> list[PluginMetric]:
     """Metrics of the inferred tasks, for evaluations with a :class:`TaskInferencePlugin`.
 
-    The benchmark's task labels are the truth. An evaluation before the first training, in which
-    no tasks are inferred, gives no values.
+    The benchmark's task labels are the truth. An evaluation in which no tasks are inferred, since
+    there are none yet, gives no values.
 
     Args:
         experience: ``TaskInference_Acc_Exp``, the share of samples whose task is inferred

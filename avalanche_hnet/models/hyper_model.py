@@ -411,7 +411,7 @@ class HyperModel(MultiTaskModule):
         shared = self._shared_parameters()
         fixed = {a: shared[n] for a, n in self._aliases.items() if n in shared}
         if self._has_state:
-            states = [self.networks[str(number)].state_dict() for number in numbers]
+            states = [self.networks[str(n)].state_dict(keep_vars=True) for n in numbers]
             generated |= {n: torch.stack([s[n] for s in states]) for n in states[0]}
 
         def run(own: dict[str, Tensor]) -> Tensor:
