@@ -50,13 +50,50 @@ def test_split_mnist_task_incremental(hidden, accuracy, tmp_path):
     assert average_accuracy(tmp_path) >= accuracy
 
 
+HYPERNET = {
+    "methods": ("hypernet",),
+    "hidden": (400, 400),
+    "batch_size": 128,
+    "input_noise": 1.0,
+    "shuffle_classes": False,
+}
+
+
 @pytest.mark.slow
 @needs_mnist
 @pytest.mark.timeout(3600)
-def test_split_mnist_through_a_hypernetwork(tmp_path):
-    options = {"hidden": (400, 400), "batch_size": 128, "dropout": 0.5, "shuffle_classes": False}
-    split_mnist.main(SplitMNISTOptions(methods=("hypernet",), output=tmp_path, **options))
-    assert average_accuracy(tmp_path, "hypernet") >= 99.79
+@pytest.mark.parametrize(
+    ("scenario", "accuracy"), [("task", 99.79), ("domain", 87.0), ("class", 69.5)]
+)
+def test_split_mnist_through_a_hypernetwork(scenario, accuracy, tmp_path):
+    split_mnist.main(SplitMNISTOptions(scenario=scenario, output=tmp_path, **HYPERNET))
+    assert average_accuracy(tmp_path, "hypernet", scenario) >= accuracy
+
+
+@pytest.mark.slow
+@needs_mnist
+@pytest.mark.timeout(3600)
+def test_split_mnist_with_separate_heads_and_the_task_inferred(tmp_path):
+    split_mnist.main(
+        SplitMNISTOptions(
+            methods=("prior-ewc",),
+            scenario="class",
+            head="separate",
+            prediction="map",
+            shuffle_classes=False,
+            output=tmp_path,
+        )
+    )
+    assert average_accuracy(tmp_path, scenario="class") >= 47.7
+
+
+@pytest.mark.slow
+@needs_mnist
+@pytest.mark.timeout(7200)
+def test_permuted_mnist_through_a_hypernetwork(tmp_path):
+    options = {"iterations": 2000, "input_noise": 1.0, "seeds": 1}
+    permuted_mnist.main(PermutedMNISTOptions(methods=("hypernet",), output=tmp_path, **options))
+    assert average_accuracy(tmp_path, "hypernet", "domain") >= 92.8
 
 
 @pytest.mark.slow
