@@ -26,7 +26,7 @@ from experiments.uncertainty_figure import Panel, draw_uncertainty
 
 
 def options(**changes):
-    return UncertaintyOptions(**{"iterations": 60, "hidden": (30,), "n_samples": 5, **changes})
+    return UncertaintyOptions(**{"iterations": 30, "hidden": (30,), "n_samples": 5, **changes})
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_seeds_repeat_and_differ(tmp_path):
 
 
 def test_few_iterations_keep_all_tasks_and_know_where_there_were_none(tmp_path):
-    for result in learn(options(iterations=400, hidden=(200,)), 0, tmp_path):
+    for result in learn(options(iterations=300, hidden=(200,)), 0, tmp_path):
         assert result.coverage >= 90
         assert result.ratio >= 3
 
@@ -97,7 +97,9 @@ def prediction(mean, epistemic_std, noise_std=0.3):
     """Of functions of inputs, each constant where it is a number."""
 
     def predicted(task, x):
-        m = torch.as_tensor(np.broadcast_to(mean(x) if callable(mean) else mean, x.shape).copy())
+        m = torch.as_tensor(
+            np.broadcast_to(mean(x) if callable(mean) else mean, x.shape).astype(float)
+        )
         s = torch.as_tensor(epistemic_std(x) if callable(epistemic_std) else epistemic_std)
         variance = s.expand(len(x)).square()[:, None].to(m)
         noise = torch.full_like(m[:, None], noise_std**2)
