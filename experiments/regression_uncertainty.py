@@ -21,14 +21,13 @@ import numpy as np
 import torch
 import tyro
 from avalanche.logging import TensorboardLogger
-from avalanche.models import MultiHeadClassifier, MultiTaskModule
 from avalanche.training import Naive
 from avalanche.training.determinism.rng_manager import RNGManager
 from avalanche.training.plugins import EvaluationPlugin, LRSchedulerPlugin
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 
 from avalanche_hnet import (
@@ -43,6 +42,8 @@ from avalanche_hnet.metrics import mse_metrics
 from experiments.iterations import IterationsPlugin, ProgressPlugin
 from experiments.tensor_batches import TensorBatchesPlugin
 from experiments.uncertainty_figure import Panel, draw_uncertainty
+from experiments.uncertainty_measures import TaskResult, evaluate, shown_interval
+from experiments.uncertainty_network import GaussianActivation, MultiHeadNetwork
 
 TaskSet = Literal["hypernetworks", "posterior-replay"]
 
@@ -52,7 +53,6 @@ TITLES = {
     "hypernetworks": "functions of von Oswald et al. 2020",
     "posterior-replay": "functions of Henning et al. 2021",
 }
-MARGIN = 2.0  # how far beyond the outermost domains to predict
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,27 +122,6 @@ class UncertaintyOptions:
         chosen: dict[str, Any] = {} if self.n_train is None else {"n_train": self.n_train}
         make = Regression1D if self.task_set == "hypernetworks" else Regression1D.posterior_replay
         return make(noise_std=self.noise_std, seed=self.data_seed, **chosen)
-
-
-@dataclass(frozen=True)
-class TaskResult:
-    """How good the predictions of one task are, in the end."""
-
-    task: int
-    coverage: float
-    """Percentage of the domain where the true function lies within two standard deviations,
-    epistemic and noise together."""
-    rmse: float
-    """Of the mean, against the true function on the domain."""
-    epistemic_std: float
-    """Average on the domain."""
-    ratio: float | None
-    """Average epistemic standard deviation outside all domains, relative to that on the domain;
-    none where that is zero."""
-    ratio_gaps: float | None
-    """The same, between the domains alone."""
-    ratio_beyond: float | None
-    """The same, beyond the outermost domains alone."""
 
 
 def main(options: UncertaintyOptions) -> Path:
@@ -231,65 +210,6 @@ def posterior_prediction(
         n_samples=options.n_samples,
         generator=generator,
     )
-
-
-def evaluate(benchmark: Regression1D, task: int, prediction: Any) -> TaskResult:
-    """Measure ``prediction(task, x)`` on the task's domain, and how it differs outside all."""
-    inside = np.linspace(*benchmark.domains[task], 401)
-    found = prediction(task, inside)
-    truth = torch.from_numpy(benchmark.functions[task](inside[:, None]))
-    error = (found.mean - truth).abs()
-    width = found.epistemic_variance.sqrt().mean().item()
-
-    x = np.linspace(*shown_interval(benchmark), 1201)
-    low, high = domains_end_to_end(benchmark)
-    is_outside = np.all([(x < a) | (x > b) for a, b in benchmark.domains], axis=0)
-    widths = prediction(task, x).epistemic_variance[:, 0].sqrt().numpy()
-
-    def relative_to_inside(where: NDArray[np.bool_]) -> float | None:
-        return float(widths[where].mean()) / width if width > 0 and where.any() else None
-
-    return TaskResult(
-        task=task,
-        coverage=100 * (error <= 2 * found.variance.sqrt()).double().mean().item(),
-        rmse=error.square().mean().sqrt().item(),
-        epistemic_std=width,
-        ratio=relative_to_inside(is_outside),
-        ratio_gaps=relative_to_inside(is_outside & (x > low) & (x < high)),
-        ratio_beyond=relative_to_inside(is_outside & ((x < low) | (x > high))),
-    )
-
-
-def domains_end_to_end(benchmark: Regression1D) -> tuple[float, float]:
-    """The least and the greatest end of a domain."""
-    return min(low for low, _ in benchmark.domains), max(high for _, high in benchmark.domains)
-
-
-def shown_interval(benchmark: Regression1D) -> tuple[float, float]:
-    """What is drawn and measured of the line: [-6, 6] for the functions of the papers."""
-    low, high = domains_end_to_end(benchmark)
-    return low - MARGIN, high + MARGIN
-
-
-class GaussianActivation(nn.Module):
-    """exp(-x²/2): a unit that answers only near its centre."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Elementwise."""
-        return torch.exp(-x.square() / 2)
-
-
-class MultiHeadNetwork(MultiTaskModule):
-    """Shared features, and an output unit for each task."""
-
-    def __init__(self, features: nn.Module, n_features: int) -> None:
-        super().__init__()
-        self.features = features
-        self.head = MultiHeadClassifier(n_features, initial_out_features=1)
-
-    def forward(self, x: Tensor, task_labels: Tensor | int | None) -> Any:
-        """Outputs (B, 1) of inputs (B, 1) for task labels (B,) or one label."""
-        return self.head(self.features(x), task_labels)
 
 
 def make_network(options: UncertaintyOptions, interval: tuple[float, float]) -> nn.Module:

@@ -12,17 +12,10 @@ from torch import nn
 from avalanche_hnet import RegressionPrediction
 from avalanche_hnet.benchmarks import Regression1D
 from experiments import regression_uncertainty
-from experiments.regression_uncertainty import (
-    GaussianActivation,
-    MultiHeadNetwork,
-    TaskResult,
-    UncertaintyOptions,
-    evaluate,
-    learn,
-    make_network,
-    summary,
-)
+from experiments.regression_uncertainty import UncertaintyOptions, learn, make_network, summary
 from experiments.uncertainty_figure import Panel, draw_uncertainty
+from experiments.uncertainty_measures import TaskResult, evaluate
+from experiments.uncertainty_network import GaussianActivation, MultiHeadNetwork
 
 
 def options(**changes):
