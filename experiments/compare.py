@@ -26,6 +26,7 @@ from experiments.options import Method, Options, OptionsT
 from experiments.results import (
     Result,
     by_scenario,
+    inference_table,
     scenarios_table,
     summary_table,
     write_csv,
@@ -85,6 +86,8 @@ def compare(
         title = f"{name}, {scenario}-incremental, {seeds}, {data}"
         draw_matrices(group, title, folder / f"matrices-{scenario}.png")
         console.print(summary_table(group, title))
+        if any(result.inference for result in group):
+            console.print(inference_table(group, title))
     if several:
         console.print(scenarios_table(results, f"{name}, {seeds}, {data}"))
     console.print(f"Everything is in {folder.resolve()}", soft_wrap=True)

@@ -83,22 +83,11 @@ def scenarios_table(results: Sequence[Result], title: str) -> Table:
 
 
 def summary_table(results: Sequence[Result], title: str) -> Table:
-    """Average accuracy, forgetting and final accuracies per experience, for each method.
-
-    Where tasks are inferred, also how often correctly, and the accuracy with the task told.
-    """
-    inferred = any(result.inference for result in results)
+    """Average accuracy, forgetting and final accuracies per experience, for each method."""
     table = Table(title=title, caption="accuracy in %, mean ± standard deviation over seeds")
     table.add_column("method", no_wrap=True)
     table.add_column("average", justify="right", no_wrap=True)
     table.add_column("forgetting", justify="right", no_wrap=True)
-    if inferred:
-        table.add_column("inferred", justify="right", no_wrap=True)
-        table.add_column("told", justify="right", no_wrap=True)
-        table.caption = (
-            f"{table.caption}; inferred: share of samples whose task is inferred correctly, told: "
-            "accuracy with the task told"
-        )
     table.add_column("final accuracy on each experience")
     for method, group in by_method(results).items():
         forgetting = [f for r in group if (f := r.forgetting) is not None]
@@ -107,16 +96,25 @@ def summary_table(results: Sequence[Result], title: str) -> Table:
             method,
             mean_and_spread([r.average for r in group]),
             mean_and_spread(forgetting) if forgetting else "-",
-            *([_means(r.inference for r in group), _means(r.told for r in group)] * inferred),
             "  ".join(f"{mean(values):.1f}" for values in finals),
         )
     return table
 
 
+def inference_table(results: Sequence[Result], title: str) -> Table:
+    """For methods that infer tasks, how often correctly, and the accuracy with the task told."""
+    caption = "% of the samples, and accuracy in %, mean ± standard deviation over seeds"
+    table = Table(title=title, caption=caption)
+    for column in ("method", "task inferred correctly", "accuracy if told"):
+        table.add_column(column, justify="left" if column == "method" else "right", no_wrap=True)
+    for method, group in by_method([r for r in results if r.inference]).items():
+        table.add_row(method, _means(r.inference for r in group), _means(r.told for r in group))
+    return table
+
+
 def _means(by_experience: Iterable[list[float] | None]) -> str:
     """Mean over experiences, and over seeds with its spread."""
-    means = [mean(values) for values in by_experience if values]
-    return mean_and_spread(means) if means else "-"
+    return mean_and_spread([mean(values) for values in by_experience if values])
 
 
 def write_csv(results: Sequence[Result], path: Path) -> None:

@@ -27,6 +27,7 @@ from experiments.options import Options, with_strengths
 from experiments.results import (
     Result,
     by_method,
+    inference_table,
     mean_and_spread,
     scenarios_table,
     summary_table,
@@ -392,9 +393,8 @@ def test_table_of_scenarios():
         ["85.00 ± 7.07", "-"],
         ["60.00", "60.00"],
     ]
-    inferred = summary_table(results[2:], "title")
-    assert [list(c.cells) for c in inferred.columns][3:5] == [["41.00", "-"], ["90.50", "-"]]
-    assert "inferred" not in [c.header for c in summary_table(results[:2], "t").columns]
+    inferred = inference_table(results, "title")
+    assert [list(c.cells) for c in inferred.columns] == [["m"], ["41.00"], ["90.50"]]
 
 
 def test_separate_heads_have_the_strengths_of_the_task_scenario():
