@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import log
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from avalanche_hnet import TaskInference
 from avalanche_hnet.benchmarks import GaussianMixture2D
 
 # The plane is drawn from -EXTENT to EXTENT in both directions, at so many points in each.
-EXTENT, POINTS = 9.0, 181
+EXTENT, POINTS = 9.0, 121
 # As far as a grey on which all colours can be seen.
 COLOURS = LinearSegmentedColormap.from_list("entropy", ["white", "0.4"])
 
@@ -47,8 +48,9 @@ def draw_entropy(
         title: of the figure.
         n_classes: that there is to choose from, whose logarithm is the end of the colour scale.
     """
-    figure = Figure(figsize=(max(3.1 * len(panels), 4.4) + 1, 4.1), layout="constrained")
+    figure = Figure(figsize=(max(3.1 * len(panels), 4.4) + 1, 4.4), layout="constrained")
     axes = figure.subplots(1, len(panels), sharex=True, sharey=True, squeeze=False)[0]
+    is_tinted = False
     line = torch.linspace(-EXTENT, EXTENT, POINTS)
     points = torch.cartesian_prod(line, line)  # the second coordinate runs fastest
     for ax, panel in zip(axes, panels, strict=True):
@@ -63,7 +65,8 @@ def draw_entropy(
             vmax=log(n_classes),
         )
         chosen = _image(panel.model.inferred_tasks)
-        if panel.task is None and len(tasks := np.unique(chosen)) > 1:
+        if len(tasks := np.unique(chosen)) > 1:
+            is_tinted = True
             for task in tasks:
                 region = (chosen == task).astype(float)
                 ax.contourf(line, line, region, [0.5, 1.5], colors=[f"C{task}"], alpha=0.3)
@@ -78,7 +81,15 @@ def draw_entropy(
     bar.set_label(f"entropy in nats, up to ln {n_classes}")
     figure.suptitle(title, fontsize=11)
     handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=8)
+    figure.legend(
+        handles,
+        labels,
+        title="tint: the task inferred" if is_tinted else None,
+        loc="outside lower center",
+        ncols=len(labels),
+        fontsize=8,
+        title_fontsize=8,
+    )
     return figure
 
 
@@ -89,7 +100,7 @@ def _draw_modes(
     colour = f"C{task}"
     x = torch.stack([sample[0] for sample in experience.dataset])
     y = np.array([sample[1] for sample in experience.dataset])
-    style = {"color": colour, "markersize": 3, "markeredgewidth": 0.6}
+    style: dict[str, Any] = {"color": colour, "markersize": 3, "markeredgewidth": 0.6}
     for marker, class_ in zip("o^sDvP", np.unique(y), strict=False):
         fill = colour if own else "none"
         ax.plot(*x[y == class_].T, marker, markerfacecolor=fill, **style)

@@ -27,7 +27,6 @@ from experiments.iterations import IterationsPlugin
 from experiments.mode_networks import ModeNetwork, mlp
 from experiments.mode_options import GaussianMixtureOptions, ModeMethod
 from experiments.tensor_batches import TensorBatchesPlugin
-from experiments.weight_prior import WeightPriorPlugin
 
 
 @dataclass(frozen=True)
@@ -118,13 +117,16 @@ def make_strategy(
     inference: dict[str, Any] = {"criterion": options.criterion}
     if method == "hypernet":
         is_class = options.scenario == "class"
-        hypernet = replace(options.hypernet, multi_head=options.hypernet.multi_head or is_class)
+        hypernet = replace(
+            options.hypernet,
+            multi_head=options.hypernet.multi_head or is_class,
+            prior_variance=options.hypernet.prior_variance or options.prior_variance,
+        )
         network = mlp(options.hidden, options.activation)
         n_outputs = 6 if hypernet.multi_head else 2
         network.append(nn.Linear(options.hidden[-1], n_outputs))
         generated = hypernet.make_model(network)
         rate = hypernet.learning_rate or options.learning_rate
-        plugins.append(WeightPriorPlugin(options.prior_variance))
         optimizer = torch.optim.Adam(generated.parameters(), rate)
         return hypernet.make_strategy(generated, optimizer, log_every=100, **common), inference
 
@@ -139,10 +141,11 @@ def make_strategy(
         head = nn.Linear(options.hidden[-1], n_classes)
     if not options.is_told_tasks(method):
         inference["tasks"] = (0,)  # any label will do, the outputs are the same
-    if options.has_posterior(method):
+    if method in ("prior-ewc", "separate"):  # which for separate networks is the prior alone
         ewc = PriorEWCPlugin(options.ewc_lambda, options.prior_variance, log_every=100)
         plugins.append(ewc)
-        inference |= {"posterior": ewc.posterior, "method": options.prediction}
+        if method == "prior-ewc":
+            inference |= {"posterior": ewc.posterior, "method": options.prediction}
     model = ModeNetwork(features, head)
     optimizer = torch.optim.Adam(model.parameters(), options.learning_rate)
     return Naive(model=model, optimizer=optimizer, **common), inference

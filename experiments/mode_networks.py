@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 import torch
 from avalanche.benchmarks import CLExperience
@@ -15,7 +16,8 @@ class ModeNetwork(MultiTaskModule):
 
     Args:
         features: one network for all tasks, or one for each task label.
-        head: called with features and, if it is a multi-task module, task labels.
+        head: called with features and, if it is a multi-task module (which it must be where tasks
+            have features of their own), task labels.
     """
 
     def __init__(self, features: list[nn.Sequential], head: nn.Module) -> None:
@@ -23,11 +25,16 @@ class ModeNetwork(MultiTaskModule):
         self.features = nn.ModuleList(features)
         self.head = head
 
+    def forward(self, x: Tensor, task_labels: Tensor | int | None) -> Any:
+        """Logits (B, C) of inputs (B, 2), for task labels (B,) or one label for all."""
+        if len(self.features) > 1:
+            return super().forward(x, task_labels)
+        arguments = (task_labels,) if isinstance(self.head, MultiTaskModule) else ()
+        return self.head(self.features[0](x), *arguments)
+
     def forward_single_task(self, x: Tensor, task_label: int) -> Tensor:
-        """Logits (B, C) of inputs (B, 2)."""
-        features = self.features[task_label if len(self.features) > 1 else 0](x)
-        arguments = (task_label,) if isinstance(self.head, MultiTaskModule) else ()
-        logits: Tensor = self.head(features, *arguments)
+        """Logits (B, C) of inputs (B, 2), all of one task with features of its own."""
+        logits: Tensor = self.head(self.features[task_label](x), task_label)
         return logits
 
     def active_elements(self, experience: CLExperience) -> dict[str, Tensor]:

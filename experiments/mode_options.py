@@ -9,10 +9,17 @@ from typing import Literal
 from avalanche_hnet.core.predictive import PredictionMethod
 from avalanche_hnet.core.task_choice import InferenceCriterion
 from experiments.hypernet import HypernetOptions
-from experiments.options import Scenario
+from experiments.options import Head, Scenario
 
 ModeMethod = Literal["hypernet", "prior-ewc", "naive", "separate"]
-Head = Literal["separate", "growing", "fixed"]
+
+# Chosen on the benchmark's data of seed 1, in the class scenario with heads for each task, by the
+# accuracy without task labels where that with them is 100 %. The hypernetwork, partly without
+# looking ahead: ReLU, Tanh, Sigmoid and ELU (about 50 % with the first, 40 % and less with others);
+# no prior (50 %), and variances of 250 and 25 (57 and 70 %), 2.5, 1 and 0.5 (93 to 96 %); strengths
+# of 0.01 to 1, hidden layers of 10, 10 or 50, 50, and learning rates of 10^-4 to 10^-2, which
+# matter little. PriorEWC: strengths of 1, 3 and 10 with a variance of 1 (36, 33 and 46 %), 1 and 3
+# with a variance of 3 (43 and 33 %).
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +28,7 @@ class GaussianMixtureOptions:
 
     methods: tuple[ModeMethod, ...] = ("hypernet", "prior-ewc")
     """Methods to compare: a hypernetwork, one network with PriorEWCPlugin or without protection,
-    and a network of its own, with a prior and a posterior of its own, for each task."""
+    and a network of its own for each task (separate)."""
     scenario: Scenario = "class"
     """What is told and asked: task (the task label is given), domain (no task label, classes 0 and
     1 in every experience) or class (no task label, classes 0 to 5). Task labels are always there
@@ -33,7 +40,7 @@ class GaussianMixtureOptions:
     """How the task is inferred: by the lowest entropy, the highest confidence or the best agreement
     of networks drawn from the posterior."""
     prediction: PredictionMethod = "linearized"
-    """How prior-ewc and separate predict from their posterior where no task is told."""
+    """How prior-ewc predicts from its posterior where no task is told."""
     seeds: int = 5
     """Number of repetitions, with the seeds 0, 1, ... for weights and the order of the data."""
     data_seed: int = 0
@@ -48,13 +55,13 @@ class GaussianMixtureOptions:
     """Samples per iteration, at most all 20 of the task."""
     learning_rate: float = 1e-2
     """Of Adam, which starts anew with each task."""
-    ewc_lambda: float = 1.0
+    ewc_lambda: float = 10.0
     """Strength of PriorEWC."""
     prior_variance: float = 1.0
     """Variance of the Gaussian prior over the weights, those that the hypernetwork generates
     included. A large one is as good as none. Naive has none."""
     hypernet: HypernetOptions = field(
-        default_factory=lambda: HypernetOptions(beta=1.0, hidden=(50, 50), learning_rate=3e-3)
+        default_factory=lambda: HypernetOptions(beta=0.1, hidden=(50, 50), learning_rate=3e-3)
     )
     """Settings of the hypernetwork. In the class scenario it always is multi-head."""
     output: Path = Path("runs")
@@ -90,10 +97,6 @@ class GaussianMixtureOptions:
         """Whether the method has to find out the task where the label is not given."""
         return self.is_told_tasks(method) and self.scenario != "task"
 
-    def has_posterior(self, method: ModeMethod) -> bool:
-        """Whether there is one to predict from."""
-        return method in ("prior-ewc", "separate")
-
     def _refuse_unused(self) -> None:
         if self.scenario == "task":
             self._refuse("head", "criterion", "prediction", because="scenario='task'")
@@ -101,17 +104,17 @@ class GaussianMixtureOptions:
             self._refuse("head", because="scenario='domain', where there is one head")
         if not {"prior-ewc", "naive"} & {*self.methods}:
             self._refuse("head", because="methods that generate or train a network for each task")
-        if not any(map(self.has_posterior, self.methods)):
-            self._refuse("prediction", because="methods without a posterior")
+        if "prior-ewc" not in self.methods:
+            self._refuse("prediction", because="methods other than prior-ewc")
         inferring = [m for m in self.methods if self.infers_tasks(m)]
         if not inferring:
             self._refuse("criterion", because="methods and heads that infer no task")
-        lacking = [m for m in inferring if not self.has_posterior(m)]
+        lacking = [m for m in inferring if m != "prior-ewc"]
         if self.criterion == "agreement" and (lacking or self.prediction == "map"):
             without = ", ".join(lacking) or "prediction='map'"
             raise ValueError(
                 f"criterion='agreement' needs a posterior to draw networks from, got {without}; "
-                "take entropy or confidence, or prior-ewc or separate alone"
+                "take entropy or confidence, or prior-ewc alone"
             )
 
     def _refuse(self, *names: str, because: str) -> None:

@@ -11,13 +11,12 @@ from torch import nn
 
 from avalanche_hnet import BlockMultiHeadClassifier, PriorEWCPlugin
 from avalanche_hnet.benchmarks import GaussianMixture2D
-from experiments import gaussian_mixture
+from experiments import entropy_figure, gaussian_mixture
 from experiments.gaussian_mixture import summary
 from experiments.hypernet import HypernetOptions
 from experiments.mode_learning import ModeResult, learn, make_strategy
 from experiments.mode_networks import ModeNetwork, mlp
 from experiments.mode_options import GaussianMixtureOptions
-from experiments.weight_prior import WeightPriorPlugin
 
 
 def tensors(experience):
@@ -74,16 +73,16 @@ def test_samples_have_the_default_dtype_of_float64(float64):
 
 @pytest.mark.parametrize("stream", ["train_stream", "test_stream"])
 def test_samples_are_normal_around_the_means(stream):
-    benchmark = GaussianMixture2D(std=0.7, n_train=20_000, n_test=20_000)
+    benchmark = GaussianMixture2D(std=0.7, n_train=3000, n_test=3000)
     for means, experience in zip(benchmark.means, getattr(benchmark, stream), strict=True):
         x, y, _ = tensors(experience)
         for mean, class_ in zip(means, y.unique(), strict=True):
             deviation = (x[y == class_] - torch.from_numpy(mean)) / 0.7
             torch.testing.assert_close(
-                deviation.mean(0), torch.zeros(2).double(), atol=0.03, rtol=0
+                deviation.mean(0), torch.zeros(2).double(), atol=0.08, rtol=0
             )
-            torch.testing.assert_close(deviation.T.cov(), torch.eye(2).double(), atol=0.05, rtol=0)
-            assert abs((deviation**4).mean() - 3) < 0.3
+            torch.testing.assert_close(deviation.T.cov(), torch.eye(2).double(), atol=0.12, rtol=0)
+            assert abs((deviation**4).mean() - 3) < 0.6
 
 
 def test_without_spread_samples_are_the_means():
@@ -150,8 +149,13 @@ def test_bad_arguments_are_refused(arguments, message):
 # The experiment.
 
 
+@pytest.fixture(autouse=True)
+def _coarse(monkeypatch):
+    monkeypatch.setattr(entropy_figure, "POINTS", 31)
+
+
 def options(**changes):
-    return GaussianMixtureOptions(**{"iterations": 30, "seeds": 1, **changes})
+    return GaussianMixtureOptions(**{"iterations": 10, "seeds": 1, **changes})
 
 
 def colours(path):
@@ -187,7 +191,7 @@ def test_default_reports_draws_and_logs(tmp_path, capsys):
         name = "Top1_Acc_Exp/eval_phase/test_stream/Task000/Exp000"
         for inner in (logs, logs / "not-given"):
             events = EventAccumulator(str(inner)).Reload().Scalars(name)
-            assert [e.step for e in events] == [30, 60, 90]
+            assert [e.step for e in events] == [10, 20, 30]
         inferred = EventAccumulator(str(logs / "not-given")).Reload().Tags()["scalars"]
         assert "TaskInference_Acc_Exp/eval_phase/test_stream/Task002/Exp002" in inferred
 
@@ -214,12 +218,9 @@ def test_scenarios_and_heads_report_what_there_is(changes, has, tmp_path):
 
 def test_each_method_learns_each_task(tmp_path):
     for method in ("hypernet", "prior-ewc", "separate"):
-        result, _ = learn(method, options(iterations=150), 0, tmp_path / method)
+        result, _ = learn(method, options(iterations=100), 0, tmp_path / method)
         assert result.given > 80, method
         assert 0 <= result.not_given <= result.tasks <= 100
-    for scenario in ("task", "domain"):
-        result, _ = learn("hypernet", options(iterations=150, scenario=scenario), 0, tmp_path)
-        assert result.given > 80, scenario
 
 
 def test_given_accuracy_is_that_of_the_network(tmp_path):
@@ -289,11 +290,11 @@ def test_options_reach_the_strategy(tmp_path):
     assert inference == {"criterion": "confidence", "method": "sample", "posterior": ewc.posterior}
 
     strategy, inference = make_strategy("hypernet", chosen, tmp_path)
-    assert plugin(strategy, WeightPriorPlugin).variance == 7.0
+    assert strategy.prior_variance == 7.0
     assert strategy.optimizer.param_groups[0]["lr"] == chosen.hypernet.learning_rate
     assert inference == {"criterion": "confidence"}
     assert strategy.model.multi_head
-    assert strategy.model.n_units == 6
+    assert strategy.model.hypernetwork.layout.shapes["6.weight"] == (6, 3)
 
     hypernet = HypernetOptions(embedding_dim=3, beta=2.0)
     task = options(scenario="task", hypernet=hypernet, learning_rate=0.5)
@@ -304,7 +305,8 @@ def test_options_reach_the_strategy(tmp_path):
 
     strategy, _ = make_strategy("naive", chosen, tmp_path)
     assert plugin(strategy, PriorEWCPlugin) is None
-    strategy, _ = make_strategy("separate", chosen, tmp_path)
+    strategy, inference = make_strategy("separate", chosen, tmp_path)
+    assert inference == {"criterion": "confidence"}
     assert len(strategy.model.features) == 3
     assert plugin(strategy, PriorEWCPlugin).posterior.prior_variance == 7.0
 
@@ -317,31 +319,11 @@ def test_data_seed_decides_the_data(tmp_path):
             assert torch.equal(tensors(ours)[0], tensors(other)[0])
 
 
-@pytest.mark.parametrize("criterion", ["entropy", "confidence", "agreement"])
-def test_criteria(criterion, tmp_path):
+@pytest.mark.parametrize("criterion", ["confidence", "agreement"])
+def test_other_criteria(criterion, tmp_path):
     chosen = options(methods=("prior-ewc",), criterion=criterion, output=tmp_path, iterations=5)
     folder = gaussian_mixture.main(chosen)
     assert colours(folder / "entropy-prior-ewc.png") > 50
-
-
-def test_weight_prior_is_the_gaussian_one(tmp_path):
-    """N = 20 samples of the first task, and the weights of its network alone."""
-    strategy, _ = make_strategy("hypernet", options(prior_variance=0.5), tmp_path)
-    benchmark = GaussianMixture2D()
-    seen = []
-
-    class Look(WeightPriorPlugin):
-        def before_backward(self, strategy, **kwargs):
-            before = strategy.loss
-            super().before_backward(strategy, **kwargs)
-            network = strategy.model.main_network(0)
-            squares = sum(p[:6].square().sum() for p in network[0].parameters())
-            seen.append((strategy.loss - before, squares / (2 * 0.5 * 20)))
-
-    strategy.plugins[strategy.plugins.index(plugin(strategy, WeightPriorPlugin))] = Look(0.5)
-    strategy.train(benchmark.train_stream[0])
-    for added, expected in seen[::10]:
-        torch.testing.assert_close(added, expected)
 
 
 def test_networks_of_other_tasks_stand_still(tmp_path):
@@ -414,6 +396,7 @@ def test_table_shows_mean_and_spread():
             {"methods": ("naive",), "head": "fixed", "criterion": "confidence"},
             "criterion='confidence' is of no use to methods and heads that infer no task",
         ),
+        ({"methods": ("separate",), "prediction": "map"}, "prediction='map' is of no use"),
         ({"criterion": "agreement"}, "'agreement' needs a posterior .*, got hypernet"),
         (
             {"criterion": "agreement", "prediction": "map", "methods": ("prior-ewc",)},
