@@ -18,6 +18,7 @@ from rich.console import Console
 from torch import nn
 from tqdm import tqdm
 
+from avalanche_hnet import TaskInferencePlugin
 from experiments.figures import draw_matrices
 from experiments.in_memory import in_memory
 from experiments.methods import make_strategy
@@ -114,16 +115,22 @@ def train(
 
 
 def _with_task_told(strategy: SupervisedTemplate, benchmark: CLScenario) -> list[float]:
-    """Accuracies of a model that infers tasks, if it need not."""
-    teller = Naive(
-        model=strategy.model,
-        optimizer=strategy.optimizer,
-        criterion=nn.CrossEntropyLoss(),
-        eval_mb_size=500,
-        device=strategy.device,
-        evaluator=EvaluationPlugin(accuracy_metrics(experience=True), loggers=[]),
-    )
-    return _by_experience(teller.eval(benchmark.test_stream), "Top1_Acc_Exp")
+    """Accuracies of a model that infers tasks, if there is but the right one to choose from."""
+    (inference,) = (p for p in strategy.plugins if isinstance(p, TaskInferencePlugin))
+    accuracies = []
+    for experience in benchmark.test_stream:
+        of_task = inference.options | {"tasks": [experience.task_label]}
+        teller = Naive(
+            model=strategy.model,
+            optimizer=strategy.optimizer,
+            criterion=nn.CrossEntropyLoss(),
+            eval_mb_size=500,
+            device=strategy.device,
+            plugins=[TaskInferencePlugin(**of_task)],
+            evaluator=EvaluationPlugin(accuracy_metrics(experience=True), loggers=[]),
+        )
+        accuracies += _by_experience(teller.eval([experience]), "Top1_Acc_Exp")
+    return accuracies
 
 
 def make_model(method: Method, benchmark: CLScenario, options: Options) -> nn.Module:

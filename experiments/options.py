@@ -98,12 +98,17 @@ class Options:
         if self.criterion != "entropy" and not inferring:
             raise ValueError(
                 f"criterion={self.criterion!r} is for tasks that are inferred, which no method "
-                f"does in scenario {self.scenario!r} with head {self.head!r}"
+                f"does in scenario {self.scenario!r}"
+                + ("" if self.head is None else f" with head {self.head!r}")
             )
         if self.prediction != "linearized" and "prior-ewc" not in inferring:
             raise ValueError(
                 f"prediction={self.prediction!r} needs the method 'prior-ewc' in scenario 'class' "
                 "with head 'separate'"
+            )
+        if self.criterion == "agreement" and self.prediction == "map":
+            raise ValueError(
+                "criterion='agreement' does not go with prediction='map', which draws nothing"
             )
         if self.criterion == "agreement" and any(m != "prior-ewc" for m in methods):
             raise ValueError(

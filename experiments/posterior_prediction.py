@@ -56,6 +56,14 @@ class PosteriorPredictionOptions:
     output: Path = Path("runs")
     """Folder in which the run makes a folder of its own, for TensorBoard."""
 
+    def __post_init__(self) -> None:
+        """Refuse what no run could use."""
+        for name in ("seeds", "iterations", "n_samples"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not self.prior_variance > 0:
+            raise ValueError(f"prior_variance must be positive, got {self.prior_variance}")
+
 
 @dataclass(frozen=True)
 class Quality:
@@ -124,7 +132,7 @@ def judge(
     for method in get_args(PredictionMethod):
         accuracies, nlls = [], []
         for experience in stream:
-            x, y = _tensors(experience)
+            x, y = (t.to(next(model.parameters()).device) for t in _tensors(experience))
             p = predict(
                 model,
                 posterior,

@@ -956,3 +956,34 @@ def test_reused_units_refuse_what_they_cannot_do():
     model = hyper_model(mlp(n_out=2), multi_head=True, reuse_units=True)
     with pytest.raises(ValueError, match=r"mask_heads=True .* reuse_units=True"):
         learner(model, FixedTarget(mask_heads=True))
+
+
+def test_a_state_with_other_units_is_refused():
+    saved = adapted(hyper_model(mlp(n_out=6), multi_head=True), global_labels()).state_dict()
+    twin = hyper_model(mlp(n_out=6), multi_head=True, reuse_units=True)
+    with pytest.raises(ValueError, match="reuse_units=False, but this one has reuse_units=True"):
+        twin.load_state_dict(saved)
+
+
+class Centred(nn.Module):
+    """Takes a running mean away that is not saved."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(6, 2)
+        self.register_buffer("mean", torch.zeros(6), persistent=False)
+
+    def forward(self, x):
+        if self.training:
+            self.mean.add_(x.detach().mean(0))
+        return self.layer(x - self.mean)
+
+
+def test_buffers_that_are_not_saved_are_each_tasks_own():
+    model, x = adapted(hyper_model(Centred()), task_stream(2).train_stream), torch.randn(4, 6)
+    model.train()
+    model(x, 0)
+    model.eval()
+    found = model.forward_tasks(x, [0, 1])
+    for label in (0, 1):
+        torch.testing.assert_close(found[label], model(x, label))

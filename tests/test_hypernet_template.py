@@ -1093,13 +1093,14 @@ def in_pieces(stream, size, access_task_boundaries=True):
     return with_task_labels(CLScenario([pieces])).streams.popitem()[1]
 
 
-def test_an_online_stream_is_one_experience_of_each_task():
+@pytest.mark.parametrize("prior_variance", [None, 0.5])
+def test_an_online_stream_is_one_experience_of_each_task(prior_variance):
     stream, weights = task_stream(2).train_stream, []
     for experiences in (stream, in_pieces(stream, 5)):
         torch.manual_seed(0)
         model = hyper_model()
         options = {"optimizer": adam(model.parameters()), "train_epochs": 1}
-        strategy = learner(model, FixedTarget(10.0), **options)
+        strategy = learner(model, FixedTarget(10.0), prior_variance=prior_variance, **options)
         for experience in experiences:
             strategy.train(experience, shuffle=False)
         weights.append(values(model))

@@ -28,6 +28,7 @@ from avalanche_hnet import (
 from avalanche_hnet.core.likelihoods import Likelihood
 from avalanche_hnet.core.linearization import output_variance
 from avalanche_hnet.core.predictive import Predictor
+from tests.hypernets import adapted, hyper_model
 from tests.models import Incremental, MultiHead, lenet, mlp
 from tests.streams import regression_stream, task_stream
 from tests.test_fisher import CASES
@@ -659,3 +660,96 @@ def test_batch_statistics_are_refused():
     model = nn.Sequential(nn.BatchNorm1d(6, track_running_stats=False), nn.Linear(6, 2))
     with pytest.raises(ValueError, match="normalises with the statistics of the batch"):
         predict(model, posterior_of(model), torch.randn(3, 6))
+
+
+def test_draws_of_a_hypernetwork_are_not_taken_from_its_cache():
+    """Its linearised outputs have the variance of the explicit Jacobian, after evaluations, too."""
+    model = adapted(hyper_model(), task_stream(2).train_stream).eval()
+    posterior = posterior_of(model)
+    x = torch.randn(3, 6)
+    with torch.no_grad():
+        for _ in range(2):  # which fills the cache
+            model(x, 1)
+            predict(model, posterior, x, "map", task_label=1)
+    _, covariance, _ = moments(model, posterior, x, 1)
+    generator = torch.Generator().manual_seed(0)
+    predictor = Predictor(model, posterior, "linearized", 1, 4000, generator)
+    draws = torch.stack([*predictor.draws(x)]).flatten(1)
+    assert not draws.requires_grad
+    torch.testing.assert_close(draws.var(0), covariance.diagonal(), rtol=0.1, atol=1e-6)
+
+
+def test_unlikely_classes_count_as_much_alone_as_in_a_batch():
+    """Great uncertainty brings classes back that the mean rules out."""
+    model = nn.Linear(2, 3)
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[60.0, 0], [0, 0], [-0.5, 0]]))
+        model.bias.zero_()
+    posterior = GaussianPosterior(1e4)
+    parameters = dict(model.named_parameters())
+    posterior.align(parameters)
+    active = {n: torch.ones_like(p, dtype=torch.bool) for n, p in parameters.items()}
+    posterior.update(parameters, {n: torch.zeros_like(p) for n, p in parameters.items()}, 1, active)
+    x = torch.tensor([[2.0, 0.0], [-2.0, 1.0], [0.1, 0.0]])
+    together = predict(model, posterior, x)
+    alone = torch.cat([predict(model, posterior, row) for row in x.split(1)])
+    torch.testing.assert_close(alone, together, **CLOSE)
+    assert together[0, 1] > 0.01
+
+
+@pytest.mark.parametrize("budget", [1, 2**25])
+def test_variance_in_pieces_is_the_same(budget, monkeypatch):
+    monkeypatch.setattr("avalanche_hnet.core.linearization._BUDGET", budget)
+    model, x = lenet().eval(), torch.randn(5, 1, 16, 16)
+    posterior = posterior_of(model)
+    found = predict(model, posterior, x, likelihood=Gaussian())
+    _, covariance, _ = moments(model, posterior, x)
+    torch.testing.assert_close(found.epistemic_variance.flatten(), covariance.diagonal(), **CLOSE)
+
+
+class SometimesTwice(nn.Module):
+    """Calls a layer again where the first input is large."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.again, self.last = nn.Linear(6, 5), nn.Linear(5, 5), nn.Linear(5, 3)
+
+    def forward(self, x):
+        hidden = self.again(self.first(x).tanh()).tanh()
+        if (x[:, 0] > 1).any():
+            hidden = torch.where(x[:, :1] > 1, self.again(hidden).tanh(), hidden)
+        return self.last(hidden)
+
+
+def test_layers_that_a_later_batch_calls_twice_are_found():
+    model = SometimesTwice()
+    posterior = posterior_of(model)
+    x = torch.randn(8, 6).clamp(max=0.9)
+    x[5:, 0] = 2
+    with pytest.warns(UserWarning, match="again.weight are computed one sample at a time"):
+        found = predict(model, posterior, x, likelihood=Gaussian())
+    _, covariance, _ = moments(model, posterior, x)
+    torch.testing.assert_close(found.epistemic_variance.flatten(), covariance.diagonal(), **CLOSE)
+
+
+def test_empty_batches_have_empty_predictions():
+    model = mlp()
+    found = predict(model, posterior_of(model), torch.zeros(0, 6))
+    assert found.shape == (0, 3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"model": 3}, TypeError, "model must be a torch.nn.Module, got 3"),
+        ({"posterior": None}, TypeError, "posterior must be a GaussianPosterior.*got None"),
+        ({"task_label": "1"}, TypeError, "task_label must be an integer or None, got '1'"),
+        ({"task_label": 1}, ValueError, "task_label is 1, but Sequential takes none"),
+        ({"model": MultiHead()}, ValueError, "MultiHead takes task labels; say of which task"),
+    ],
+)
+def test_wrong_arguments_are_named(changes, error, message):
+    model = mlp()
+    arguments = {"model": model, "posterior": posterior_of(model), "x": torch.zeros(2, 6)}
+    with pytest.raises(error, match=message):
+        predict(**(arguments | changes))

@@ -24,10 +24,11 @@ from avalanche_hnet import (
     TaskInferencePlugin,
     predict,
 )
+from avalanche_hnet.benchmarks import Regression1D
 from avalanche_hnet.core.likelihoods import Likelihood
 from avalanche_hnet.core.predictive import Predictor
 from avalanche_hnet.core.task_choice import disagreement, doubt, entropy
-from avalanche_hnet.metrics import task_inference_metrics
+from avalanche_hnet.metrics import mse_metrics, task_inference_metrics
 from avalanche_hnet.models import hyper_model as hyper_model_module
 from tests.hypernets import hyper_model, learner, tensors
 from tests.models import MultiHead, mlp
@@ -757,7 +758,7 @@ class Poisson(Likelihood):
         return "Poisson()"
 
 
-UNCERTAIN = "needs uncertain weights: a posterior, and a method other than 'map'"
+UNCERTAIN = "needs a posterior and a way to predict with its uncertainty"
 BAD = [
     ({"criterion": "variance"}, ValueError, r"criterion must be one of \('entropy', .*'variance'"),
     ({"method": "laplace"}, ValueError, "method must be one of .*got 'laplace'"),
@@ -766,13 +767,19 @@ BAD = [
     ({"model": 3}, TypeError, "model must be a torch.nn.Module, got 3"),
     ({"posterior": {}}, TypeError, r"posterior must be a GaussianPosterior, got \{\}"),
     ({"likelihood": Poisson()}, TypeError, r"likelihood must be .*, got Poisson\(\)"),
-    ({"criterion": "agreement"}, ValueError, f"criterion='agreement' .* {UNCERTAIN}"),
+    ({"criterion": "agreement"}, ValueError, f"criterion='agreement' {UNCERTAIN}"),
+    (
+        {"criterion": "agreement", "posterior": GaussianPosterior(), "n_samples": 1},
+        ValueError,
+        "n_samples must be at least 2 to have a spread, got 1",
+    ),
+    ({"tasks": 3}, TypeError, "tasks must be a sequence of task labels or None, got 3"),
     (
         {"criterion": "agreement", "posterior": GaussianPosterior(), "method": "map"},
         ValueError,
         UNCERTAIN,
     ),
-    ({"likelihood": Gaussian(0.5)}, ValueError, rf"Gaussian\(noise_std=0.5\) {UNCERTAIN}"),
+    ({"likelihood": Gaussian(0.5)}, ValueError, f"regression {UNCERTAIN}"),
     ({"tasks": []}, ValueError, r"tasks must name at least one task, each once, got \[\]"),
     ({"tasks": [0, 1, 0]}, ValueError, r"each once, got \[0, 1, 0\]"),
 ]
@@ -783,17 +790,166 @@ def test_bad_arguments_are_refused(options, error, message):
     with pytest.raises(error, match=message):
         TaskInference(**{"model": MultiHead(), **options})
     if "model" not in options:
-        plugin = TaskInferencePlugin(**options)
-        strategy = naive(MultiHead(), plugin)
         with pytest.raises(error, match=message):
-            strategy.eval(benchmark_of().test_stream)
-        assert isinstance(strategy.model, MultiHead)
+            TaskInferencePlugin(**options)
 
 
-@pytest.mark.parametrize("model", [mlp(), MultiHead()])
-def test_models_without_tasks_are_refused(model):
-    with pytest.raises(ValueError, match=r"not been trained on any task yet.*tasks=\[\.\.\.\]"):
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (mlp(), "not a multi-task model"),
+        (MultiHead(), r"not been trained on any task yet.*tasks=\[\.\.\.\]"),
+    ],
+)
+def test_models_without_tasks_are_refused(model, message):
+    with pytest.raises(ValueError, match=message):
         TaskInference(model)(torch.randn(2, 6))
+
+
+def test_tasks_that_were_not_trained_on_are_refused():
+    model, benchmark, _ = hypernet()
+    message = r"tasks names \[7\], which were not trained on; those that were are \[1, 3, 4\]"
+    with pytest.raises(ValueError, match=message):
+        TaskInference(model, tasks=[1, 7])(inputs(benchmark))
+
+
+def test_one_output_is_no_classification():
+    posterior = trained_regression()[1]
+    with pytest.raises(ValueError, match=r"no logits of two classes.*likelihood=Gaussian"):
+        predict(*trained_regression()[:2], torch.zeros(2, 1), task_label=0)
+    assert posterior.mean
+
+
+def trained_regression():
+    """A network with a head for each of three functions, its posterior and the benchmark."""
+    benchmark = Regression1D(n_train=20, n_test=9)
+    model = as_multitask(SimpleMLP(num_classes=1, input_size=1, hidden_size=12), "classifier")
+    ewc = PriorEWCPlugin(likelihood=Gaussian(0.1))
+    strategy = naive(model, ewc, criterion=nn.MSELoss(), lr=0.01)
+    for experience in benchmark.train_stream:
+        strategy.train(experience)
+    return model, ewc.posterior, benchmark
+
+
+def test_plugin_knows_a_regression_from_the_criterion():
+    model, posterior, benchmark = trained_regression()
+    plugin = TaskInferencePlugin(posterior=posterior)
+    strategy = naive(
+        model,
+        plugin,
+        criterion=nn.MSELoss(),
+        evaluator=EvaluationPlugin(mse_metrics(stream=True), loggers=[]),
+    )
+    (found,) = strategy.eval(benchmark.test_stream).values()
+    inference = TaskInference(model, posterior=posterior, likelihood=Gaussian(3.0))
+    parts = [tensors(e) for e in benchmark.test_stream]
+    errors = [(inference(x) - y).square().mean().item() for x, y, _ in parts]
+    assert found == pytest.approx(sum(errors) / 3, rel=1e-9)
+
+
+def test_columns_reach_the_labels_of_the_stream():
+    """After the first of three tasks the second's labels have columns, too, which are masked."""
+    benchmark = benchmark_of(offset=True)
+    model = as_multitask(SimpleMLP(num_classes=2, input_size=6, hidden_size=8), "classifier")
+    strategy = naive(model, TaskInferencePlugin())
+    for experience in benchmark.train_stream:
+        strategy.train(experience)
+        strategy.eval(benchmark.test_stream)
+        logits = TaskInference(model)(inputs(benchmark))
+        assert logits.shape == (36, 6)
+        assert (logits[:, 2 * (experience.current_experience + 1) :] == LOG_ZERO).all()
+
+
+def test_a_restored_head_knows_its_tasks():
+    benchmark = benchmark_of((3, 1, 4))
+    strategy = strategy_of("block", SupervisedPlugin())
+    for experience in benchmark.train_stream:
+        strategy.train(experience)
+    twin = copy.deepcopy(strategy_of("block", SupervisedPlugin()).model)
+    twin.load_state_dict(strategy.model.state_dict())
+    inference, restored = TaskInference(strategy.model), TaskInference(twin)
+    assert restored.candidates == inference.candidates == (1, 3, 4)
+    x = inputs(benchmark)
+    torch.testing.assert_close(restored(x), inference(x), rtol=0, atol=0)
+
+
+def test_a_task_with_outputs_that_are_no_numbers_is_not_chosen():
+    model, benchmark, _ = hypernet()
+    with torch.no_grad():
+        model.hypernetwork.embeddings[0].fill_(float("nan"))
+    inference = TaskInference(model)
+    inference(inputs(benchmark))
+    assert 3 not in inference.inferred_tasks.tolist()
+
+
+def test_model_in_training_mode_is_evaluated():
+    """Dropout would give other outputs each time."""
+    target = nn.Sequential(nn.Linear(6, 8), nn.Dropout(0.5), nn.Tanh(), nn.Linear(8, 2))
+    model = hyper_model(target)
+    strategy = learner(model)
+    benchmark = benchmark_of()
+    for experience in benchmark.train_stream:
+        strategy.train(experience)
+    inference, x = TaskInference(model.train()), inputs(benchmark)
+    found = inference(x)
+    assert all(m.training for m in model.modules())
+    torch.testing.assert_close(TaskInference(model.eval())(x), found, rtol=0, atol=0)
+
+
+def test_same_task_label_for_all_is_warned_of():
+    benchmark = benchmark_of((0, 0, 0))
+    strategy = strategy_of("block", TaskInferencePlugin())
+    strategy.train(benchmark.train_stream[0])
+    with pytest.warns(UserWarning, match=r"no task to infer: .* have the task labels \[0\]"):
+        strategy.train(benchmark.train_stream[1])
+
+
+def test_evaluation_in_the_middle_of_an_experience_is_of_what_is_trained():
+    """The posterior knows the experience at its end only."""
+    ewc = PriorEWCPlugin()
+    accuracies = {}
+    for plugin in (TaskInferencePlugin(posterior=ewc.posterior), TaskInferencePlugin()):
+        torch.manual_seed(0)
+        own = ewc if plugin.options["posterior"] is not None else PriorEWCPlugin()
+        strategy = strategy_of(
+            "block",
+            own,
+            plugin,
+            evaluator=EvaluationPlugin(accuracy_metrics(stream=True), loggers=[]),
+            eval_every=1,
+            train_epochs=3,
+        )
+        benchmark = benchmark_of()
+        strategy.train(
+            benchmark.train_stream[0], eval_streams=[benchmark.test_stream[:1]], shuffle=False
+        )
+        accuracies[plugin] = strategy.evaluator.get_all_metrics()[NAME][1]
+    with_posterior, without = accuracies.values()
+    assert len(without) > 3
+    assert with_posterior[:-1] == without[:-1]
+
+
+NAME = "Top1_Acc_Stream/eval_phase/test_stream/Task000"
+
+
+@pytest.mark.parametrize("options", [{"criterion": "agreement"}, {"method": "sample"}])
+def test_draws_in_evaluation_leave_the_training_alone(options):
+    found = []
+    for infers in (False, True):
+        torch.manual_seed(0)
+        ewc, benchmark = PriorEWCPlugin(), benchmark_of()
+        inference = TaskInferencePlugin(posterior=ewc.posterior, n_samples=4, **options)
+        strategy = strategy_of(
+            "block",
+            ewc,
+            *[inference] * infers,
+            evaluator=EvaluationPlugin(accuracy_metrics(stream=True), loggers=[]),
+        )
+        for experience in benchmark.train_stream:
+            strategy.train(experience)
+            strategy.eval(benchmark.test_stream)
+        found.append({n: p.detach().clone() for n, p in strategy.model.named_parameters()})
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("classes", [{3: [0, 1], 1: [2, 3]}, {3: [0, 1], 1: [2, 3], 4: [5]}])

@@ -830,9 +830,41 @@ def test_errors_of_inference_with_statistics():
     strategy, statistics, benchmark = trained()
     x, _ = columns(benchmark.test_stream[0])
     model = TaskInference(strategy.model, tasks=[0, 7], statistics=statistics)
-    with pytest.raises(ValueError, match=r"none of task 7, but of the tasks \[0, 1, 2\]"):
+    with pytest.raises(ValueError, match=r"tasks names \[7\], which were not trained on"):
         model(x)
     with pytest.raises(TypeError, match="statistics must be a TaskStatistics, got 3"):
         TaskInference(strategy.model, statistics=3)
     with pytest.raises(ValueError, match="statistics is not for a HyperModel"):
         TaskInference(hyper_model(), statistics=statistics)
+
+
+class Statistics(SupervisedPlugin):
+    """The first layer's running mean at the end of each epoch, and in each evaluation."""
+
+    def __init__(self):
+        super().__init__()
+        self.trained, self.evaluated = [], []
+
+    def after_training_epoch(self, strategy, **kwargs):
+        self.trained.append(self.mean_of(strategy))
+
+    def after_eval_forward(self, strategy, **kwargs):
+        if strategy.clock.train_iterations > 0:
+            self.evaluated.append(self.mean_of(strategy))
+
+    @staticmethod
+    def mean_of(strategy):
+        return next(b for n, b in strategy.model.named_buffers() if "running_mean" in n).clone()
+
+
+def test_evaluation_in_the_midst_of_training_has_the_statistics_so_far():
+    benchmark, seen = shifted((0,)), Statistics()
+    model = Heads()
+    strategy = naive(
+        model, TaskStatisticsPlugin(), seen, eval_every=1, train_epochs=3, eval_mb_size=100
+    )
+    strategy.train(benchmark.train_stream[0], eval_streams=[benchmark.test_stream])
+    assert len(seen.trained) == 3
+    for trained, evaluated in zip(seen.trained, seen.evaluated, strict=False):
+        torch.testing.assert_close(evaluated, trained, rtol=0, atol=0)
+    assert not torch.equal(seen.trained[0], seen.trained[1])

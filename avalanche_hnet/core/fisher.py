@@ -129,7 +129,7 @@ def _single_task_batches(
     x, y = batch[0].to(device), batch[1].to(device)
     if len(x) == 0:
         return
-    if len(batch) == 2 or not _takes_task_labels(model):
+    if len(batch) == 2 or not takes_task_labels(model):
         yield x, y, None
         return
     labels = batch[-1].to(device)
@@ -138,21 +138,25 @@ def _single_task_batches(
         yield x[chosen], y[chosen], labels[chosen]
 
 
-def _takes_task_labels(model: nn.Module) -> bool:
+def takes_task_labels(model: nn.Module) -> bool:
     """Whether it is one of Avalanche's or its ``forward`` says so.
 
     That is a second parameter that is called ``task_labels`` or has no default.
     """
     if hasattr(model, "forward_single_task"):
         return True
-    positional = [
-        p
-        for p in signature(model.forward).parameters.values()
-        if p.kind in (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
-    ]
-    return len(positional) > 1 and (
-        positional[1].name == "task_labels" or positional[1].default is Parameter.empty
-    )
+    second = _positional(model)[1:2]
+    return any(p.name == "task_labels" or p.default is Parameter.empty for p in second)
+
+
+def may_take_task_labels(model: nn.Module) -> bool:
+    """Whether its ``forward`` has a second parameter, of any name."""
+    return hasattr(model, "forward_single_task") or len(_positional(model)) > 1
+
+
+def _positional(model: nn.Module) -> list[Parameter]:
+    kinds = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
+    return [p for p in signature(model.forward).parameters.values() if p.kind in kinds]
 
 
 def _random_subset(

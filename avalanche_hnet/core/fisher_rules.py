@@ -32,6 +32,7 @@ def register_fisher_rule(
     Subclasses that do not override ``forward`` share it.
     The rule is called as ``rule(layer, inputs, output_gradients)`` and returns, by parameter
     name, tensors of the parameters' shapes: Σ_n (∂ℓ_n/∂θ)² over the samples n in dimension 0.
+    :func:`predict` differentiates it by the output gradients.
     """
     for layer_type in layer_types:
         if not (isinstance(layer_type, type) and issubclass(layer_type, nn.Module)):

@@ -41,6 +41,9 @@ class Categorical(Likelihood):
     sum over its positions d₁, ….
     """
 
+    def __repr__(self) -> str:
+        return "Categorical()"
+
     def nll(self, outputs: Tensor, targets: Tensor) -> Tensor:
         if not targets.is_floating_point():
             n_classes = outputs.shape[1]

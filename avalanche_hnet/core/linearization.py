@@ -9,6 +9,9 @@ from torch import Tensor, nn
 
 from avalanche_hnet.core.squared_gradients import SquaredGradients
 
+# At most so many per-sample gradients are held at a time (128 MiB of float32).
+_BUDGET = 2**25
+
 
 def output_variance(
     model: nn.Module,
@@ -34,14 +37,32 @@ def output_variance(
         Outputs and variances, both (B, …), without gradients.
     """
     parameters = {n: p for n, p in model.named_parameters() if n in variances}
+    if len(x) == 0:
+        with torch.no_grad():
+            outputs: Tensor = model(*(x,) if task_label is None else (x, task_label))
+        return outputs, torch.zeros_like(outputs)
     with torch.enable_grad():
         method = SquaredGradients(model, parameters, x, task_label)
-        outputs, weighted_sums = method.forward_weighted(x, variances)
-        variance = torch.zeros_like(outputs)
-        n_units = outputs[0].numel()
-        needed = range(n_units) if is_needed is None else is_needed(outputs).nonzero()[:, 0]
-        for unit in needed:
-            factor = torch.zeros_like(outputs)
-            factor.view(len(outputs), -1)[:, unit] = 1
-            variance.view(len(outputs), -1)[:, unit] = weighted_sums(factor)
+        # Layers other than plain linear ones form the gradients of samples, and keep them.
+        n_weights = sum(p.numel() for p in parameters.values())
+        step = len(x) if method.is_plain else max(1, _BUDGET // max(1, n_weights))
+        parts = [_of_rows(method, rows, variances, is_needed) for rows in x.split(step)]
+    outputs, variance = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+    return outputs, variance
+
+
+def _of_rows(
+    method: SquaredGradients,
+    x: Tensor,
+    variances: Mapping[str, Tensor],
+    is_needed: Callable[[Tensor], Tensor] | None,
+) -> tuple[Tensor, Tensor]:
+    outputs, weighted_sums = method.forward_weighted(x, variances)
+    variance = torch.zeros_like(outputs)
+    n_units = outputs[0].numel()
+    needed = range(n_units) if is_needed is None else is_needed(outputs).nonzero()[:, 0].tolist()
+    for unit in needed:
+        factor = torch.zeros_like(outputs)
+        factor.view(len(outputs), -1)[:, unit] = 1
+        variance.view(len(outputs), -1)[:, unit] = weighted_sums(factor)
     return outputs, variance

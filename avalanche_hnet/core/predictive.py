@@ -15,12 +15,16 @@ from torch.func import functional_call, jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from avalanche_hnet.core.checks import at_least, one_of
+from avalanche_hnet.core.fisher import may_take_task_labels, takes_task_labels
 from avalanche_hnet.core.likelihoods import Categorical, Gaussian, Likelihood
 from avalanche_hnet.core.linearization import output_variance
 from avalanche_hnet.core.posterior import GaussianPosterior
 from avalanche_hnet.core.undisturbed import evaluating
 
 PredictionMethod = Literal["map", "sample", "linearized"]
+
+# The logit of a class that a sample cannot have, in Avalanche's heads and ours.
+MASKED = -1000.0
 
 
 class RegressionPrediction(NamedTuple):
@@ -81,12 +85,13 @@ def predict(
 
     - ``"linearized"``: with the outputs linear in the weights around φ*, f(x, φ*) + J (φ − φ*),
       which then are Gaussian with variances v = diag(J Λ⁻¹ Jᵀ). Regression is exact, and class
-      probabilities are softmax(f / √(1 + π v / 8)), the multi-class probit approximation.
+      probabilities are softmax(f / √(1 + π v / 8)), the multi-class probit approximation, whose
+      most probable class need not be that of f.
       Immer et al. 2021, *Improving predictions of Bayesian neural nets via local linearization*
       (arXiv 2008.08400). Costs a backward pass per output unit.
     - ``"sample"``: the average over ``n_samples`` networks with weights drawn from the posterior.
-      A diagonal posterior of a real network is often too wide for that: the weights' dependence
-      on each other, which it leaves out, is what keeps the outputs together.
+      Under a wide prior that is no network at all: weights that the data say little about are
+      drawn from the prior, and their effects add up.
     - ``"map"``: that of φ* alone; its epistemic variance is zero.
 
     The model runs in evaluation mode at the posterior's mean. Weights that have never been trained
@@ -101,19 +106,24 @@ def predict(
         likelihood: :class:`Categorical` (the default), or :class:`Gaussian` with its noise.
         task_label: of all inputs; a posterior over several heads becomes that of this task.
         n_samples: for ``"sample"``.
-        generator: likewise; by default PyTorch's global one.
+        generator: likewise; by default one with PyTorch's initial seed.
+
+    Where each task has running statistics of its own (:class:`TaskStatistics`), put them in place
+    first.
 
     Returns:
         Class probabilities of the shape of the outputs, (B, C, …), or a
         :class:`RegressionPrediction`. No gradients.
 
     Raises:
-        TypeError: if ``likelihood`` is neither of the two.
+        TypeError: if an argument is of another type, or ``likelihood`` neither of the two.
         ValueError: for an unknown method or ``n_samples`` below 1; if the posterior is empty or
-            that of another model.
+            that of another model; if the model takes task labels and none is given, or the
+            reverse; if classes are asked for and there is one output.
     """
     likelihood = Categorical() if likelihood is None else likelihood
     predictor = Predictor(model, posterior, method, task_label, n_samples, generator)
+    posterior = predictor.posterior
     if isinstance(likelihood, Gaussian):
         return predictor.regression(x, likelihood)
     if not isinstance(likelihood, Categorical):
@@ -137,17 +147,33 @@ class Predictor:
         """Refuse what is out of range, and fit the posterior to the model."""
         one_of(PredictionMethod, method=self.method)
         at_least(1, n_samples=self.n_samples)
-        object.__setattr__(self, "posterior", _fitted(self.posterior, self.model))
+        if not isinstance(self.model, nn.Module):
+            raise TypeError(f"model must be a torch.nn.Module, got {self.model!r}")
+        if not isinstance(self.posterior, GaussianPosterior):
+            raise TypeError(
+                "posterior must be a GaussianPosterior, such as that of a PriorEWCPlugin, "
+                f"got {self.posterior!r}"
+            )
+        if self.task_label is not None and not isinstance(self.task_label, int):
+            raise TypeError(f"task_label must be an integer or None, got {self.task_label!r}")
+        name = type(self.model).__name__
+        if self.task_label is None and takes_task_labels(self.model):
+            raise ValueError(
+                f"{name} takes task labels; say of which task the inputs are with task_label=…"
+            )
+        if self.task_label is not None and not may_take_task_labels(self.model):
+            raise ValueError(f"task_label is {self.task_label}, but {name} takes none")
+        object.__setattr__(self, "posterior", fitted(self.posterior, self.model))
 
     def class_probabilities(self, x: Tensor) -> Tensor:
         """Probabilities (B, C, …) in float64: the small ones tell tasks apart."""
         if self.method == "sample":
-            total = sum(draw.double().softmax(1) for draw in self.draws(x))
+            total = sum(_softmax(draw) for draw in self.draws(x))
             return torch.as_tensor(total) / self.n_samples
         if self.method == "map":
-            return self._at_mean(x).double().softmax(1)
-        outputs, variance = self._linearized(x, _is_possible)
-        return (outputs.double() / (1 + pi / 8 * variance.double()).sqrt()).softmax(1)
+            return _softmax(self._at_mean(x))
+        outputs, variance = self._linearized(x, _is_not_masked)
+        return _softmax(outputs.double() / (1 + pi / 8 * variance.double()).sqrt())
 
     def regression(self, x: Tensor, likelihood: Gaussian) -> RegressionPrediction:
         """Mean and variances (B, …)."""
@@ -164,7 +190,8 @@ class Predictor:
     def draws(self, x: Tensor) -> Iterator[Tensor]:
         """Outputs (B, …) under draws of weights, of the network or of its linearisation.
 
-        A draw is one and the same for all inputs.
+        A draw is one and the same for all inputs. Without a generator, draws are those of PyTorch's
+        initial seed, and leave its global state alone.
         """
         if self.method == "map":
             raise ValueError("method='map' has no draws; take 'linearized' or 'sample'")
@@ -174,18 +201,20 @@ class Predictor:
             return functional_call(self.model, parameters, self._arguments(x))
 
         constant = _padding(self.model)
+        generator = self.generator or torch.Generator().manual_seed(torch.initial_seed())
         for _ in range(self.n_samples):
-            drawn = self.posterior.sample(self.generator)
+            drawn = self.posterior.sample(generator)
             for name in constant.keys() & mean.keys():
                 drawn[name][constant[name]] = mean[name][constant[name]]
-            with _weights(self.model, self.posterior), torch.no_grad():
+            # With gradients, since without a model may answer with outputs that it has kept.
+            with _weights(self.model, self.posterior), torch.enable_grad():
                 if self.method == "sample":
                     draw = outputs(drawn)
                 else:
                     change = {n: drawn[n] - mean[n] for n in mean}
                     with sdpa_kernel(SDPBackend.MATH):  # the fused kernels have none
                         draw = sum(jvp(outputs, (mean,), (change,))[:2])
-            yield draw
+            yield torch.as_tensor(draw).detach()
 
     def _arguments(self, x: Tensor) -> tuple[Any, ...]:
         return (x,) if self.task_label is None else (x, self.task_label)
@@ -216,12 +245,21 @@ def _padding(model: nn.Module) -> dict[str, int]:
     }
 
 
-def _is_possible(outputs: Tensor) -> Tensor:
-    """Whether any sample can have the class of an output unit, for logits (B, C, …)."""
-    return outputs.softmax(1).flatten(1).any(0)
+def _softmax(outputs: Tensor) -> Tensor:
+    if outputs.dim() < 2 or outputs.shape[1] == 1:
+        raise ValueError(
+            f"outputs of shape {tuple(outputs.shape)} are no logits of two classes or more; for "
+            "regression pass likelihood=Gaussian(noise_std)"
+        )
+    return outputs.double().softmax(1)
 
 
-def _fitted(posterior: GaussianPosterior, model: nn.Module) -> GaussianPosterior:
+def _is_not_masked(outputs: Tensor) -> Tensor:
+    """Which output units (U,) are not all at the constant that heads mask classes with."""
+    return (outputs.flatten(1) != MASKED).any(0)
+
+
+def fitted(posterior: GaussianPosterior, model: nn.Module) -> GaussianPosterior:
     """The posterior, with the prior for what the model has got since (an evaluation adds heads)."""
     if not posterior.mean:
         raise ValueError("posterior is empty: no experience has been trained with it yet")
@@ -233,11 +271,15 @@ def _fitted(posterior: GaussianPosterior, model: nn.Module) -> GaussianPosterior
             "posterior of this model"
         )
     new = {n for n, p in parameters.items() if p.requires_grad} - posterior.mean.keys()
-    if not new and all(parameters[n].shape == mean.shape for n, mean in posterior.mean.items()):
+    if not new and all(_are_alike(parameters[n], mean) for n, mean in posterior.mean.items()):
         return posterior
-    fitted = deepcopy(posterior)
-    fitted.align(parameters)
-    return fitted
+    copy = deepcopy(posterior)
+    copy.align(parameters)
+    return copy
+
+
+def _are_alike(a: Tensor, b: Tensor) -> bool:
+    return (a.shape, a.dtype, a.device) == (b.shape, b.dtype, b.device)
 
 
 @contextmanager

@@ -61,17 +61,14 @@ class SquaredGradients:
             and getattr(module, "weight", True) is not None  # put in from outside, as in HyperModel
             and (rule := fisher_rule(module)) is not None
         }
+        self._is_plain = False
         self._vmapped: list[str] = []
         self._looped: list[str] = []
         self._choose_methods(x[:N_TRIAL])
 
     def forward(self, x: Tensor) -> tuple[Tensor, Callable[[Tensor], Squares]]:
         """Outputs (B, …), and a function from c (of their shape) to Σ_n (J_nᵀ c_n)² by name."""
-        with _recorded_layers(self._model, self._rules) as calls:
-            outputs = self._model(*self._arguments(x))
-        repeated = self._of_layers(calls.repeated()) - {*self._vmapped, *self._looped}
-        if repeated:  # in this batch, but not in the trial
-            self._give_up_rules([*self._vmapped, *self._looped, *sorted(repeated)], x[:N_TRIAL])
+        outputs, calls = self._record(x)
 
         def squares(factor: Tensor) -> Squares:
             by_rule = self._parameters.keys() - {*self._vmapped, *self._looped}
@@ -92,13 +89,17 @@ class SquaredGradients:
         Rules give sums over samples only. But a sample's gradient times √u_n adds u_n times its
         squares to the sum, so their weighted sum, differentiated by u, has each sample's share.
         """
-        with _recorded_layers(self._model, self._rules) as calls:
-            outputs = self._model(*self._arguments(x))
+        outputs, calls = self._record(x)
 
         def sums(factor: Tensor) -> Tensor:
             by_rule = weights.keys() - {*self._vmapped, *self._looped}
             share = factor.new_ones(len(x), requires_grad=True)
             squares = _by_rule(calls, outputs, factor, by_rule, share.sqrt())
+            constant = {n for n, s in squares.items() if n in by_rule and not s.requires_grad}
+            if constant:  # a rule that cannot be differentiated
+                names = [*self._vmapped, *self._looped, *sorted(constant)]
+                self._give_up_rules(names, x[:N_TRIAL])
+                return sums(factor)
             weighted = [(weights[n] * squares[n]).sum() for n in squares if n in by_rule]
             total = torch.zeros_like(share)
             if weighted:
@@ -114,6 +115,23 @@ class SquaredGradients:
             return total.detach()
 
         return outputs.detach(), sums
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether all that is needed are products of matrices, and no gradients of samples."""
+        return self._is_plain and not self._vmapped and not self._looped
+
+    def _record(self, x: Tensor) -> tuple[Tensor, _Calls]:
+        """Outputs, and the calls of layers with rules that they are made of."""
+        with _recorded_layers(self._model, self._rules) as calls:
+            outputs = self._model(*self._arguments(x))
+        repeated = self._of_layers(calls.repeated()) - {*self._vmapped, *self._looped}
+        if repeated:  # in this batch, but not in the trial
+            self._give_up_rules([*self._vmapped, *self._looped, *sorted(repeated)], x[:N_TRIAL])
+        self._is_plain = all(
+            isinstance(call.layer, nn.Linear) and call.inputs.dim() == 2 for call in calls
+        )
+        return outputs, calls
 
     def _arguments(self, x: Tensor) -> tuple[Any, ...]:
         if self._label is None:

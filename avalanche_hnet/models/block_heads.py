@@ -120,6 +120,8 @@ class BlockMultiHeadClassifier(MultiTaskModule):
             classes = state_dict[f"{prefix}unit_classes"]
             self.max_class_label = max([self.max_class_label, *(classes + 1).tolist()])
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        if saved is not None:
+            self.known_train_tasks_labels = self.known_train_tasks_labels | {*saved.tolist()}
 
 
 def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:

@@ -43,7 +43,8 @@ class HyperModel(MultiTaskModule):
     added when a strategy adapts it to an experience with a new task label, in training or in
     evaluation. The target itself is copied and may be any module of fixed size; the copy keeps no
     weights of its own where they are generated. In evaluation mode and without gradients, weights
-    are generated once per task and kept until anything that they depend on changes.
+    are generated once for each task, and for each group of tasks in one batch, and kept until
+    anything that they depend on changes.
 
     Buffers of the target, such as running statistics of batch normalisation, are kept for each
     task; a task starts with those of ``target``.
@@ -249,8 +250,9 @@ class HyperModel(MultiTaskModule):
     def forward_tasks(self, x: Tensor, task_labels: Sequence[int]) -> Tensor:
         """Outputs (T, B, …) for all of ``x`` (B, …) under each of T tasks.
 
-        Main networks run at once, by ``vmap``, in groups that keep the memory bounded; what
-        ``vmap`` cannot run (recurrent layers) runs one after the other. In evaluation mode.
+        In evaluation mode main networks run at once, by ``vmap``, in groups of at most so many
+        weights, or inputs, that the memory stays bounded; what ``vmap`` cannot run (recurrent
+        layers) runs one after the other.
 
         Raises:
             ValueError: if a task label is unknown, or there is none.
@@ -328,6 +330,7 @@ class HyperModel(MultiTaskModule):
         return {
             "tasks": list(self._tasks),
             "trained": sorted(self._trained),
+            "reuse_units": self.multi_head and self.units.reuse,
             "units": [list(pair) for pair in self.units.taken] if self.multi_head else [],
             "max_class_label": self.max_class_label,
             "has_trained": self._has_trained,
@@ -338,8 +341,15 @@ class HyperModel(MultiTaskModule):
         """Become a model with the tasks of :meth:`get_extra_state`.
 
         Raises:
-            ValueError: if the model has other tasks, or the same in another order.
+            ValueError: if the model has other tasks, or the same in another order, or hands out
+                output units in another way.
         """
+        reuses = self.multi_head and self.units.reuse
+        if state.get("reuse_units", False) != reuses:
+            raise ValueError(
+                f"the state is that of a model with reuse_units={not reuses}, but this one has "
+                f"reuse_units={reuses}"
+            )
         own = list(self._tasks)
         if own != state["tasks"][: len(own)]:
             raise ValueError(
@@ -411,7 +421,7 @@ class HyperModel(MultiTaskModule):
         shared = self._shared_parameters()
         fixed = {a: shared[n] for a, n in self._aliases.items() if n in shared}
         if self._has_state:
-            states = [self.networks[str(n)].state_dict(keep_vars=True) for n in numbers]
+            states = [_state(self.networks[str(number)]) for number in numbers]
             generated |= {n: torch.stack([s[n] for s in states]) for n in states[0]}
 
         def run(own: dict[str, Tensor]) -> Tensor:
@@ -443,3 +453,9 @@ class HyperModel(MultiTaskModule):
             return set()
         prefix = f"{self.units.layer}." if self.units.layer else ""
         return {name for alias, name in self._aliases.items() if alias.startswith(prefix)}
+
+
+def _state(network: nn.Module) -> dict[str, Tensor]:
+    """All parameters and buffers, by each of their names."""
+    parameters = dict(network.named_parameters(remove_duplicate=False))
+    return parameters | dict(network.named_buffers(remove_duplicate=False))

@@ -38,6 +38,7 @@ class OutputUnits:
                 raise ValueError(
                     f"the target's output layer {self.layer!r} has {self.number} units, of which "
                     f"{taken[label]} are taken{of}; the experience needs {needed} more"
+                    + ("" if self.reuse else " (reuse_units=True lets tasks begin anew)")
                 )
         self.taken += new
         return new

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from math import inf
 
 import torch
 import torch.nn.functional as F
@@ -13,13 +14,11 @@ from torch import Tensor, nn
 from avalanche_hnet.core.checks import at_least, one_of
 from avalanche_hnet.core.likelihoods import Categorical, Gaussian, Likelihood
 from avalanche_hnet.core.posterior import GaussianPosterior
-from avalanche_hnet.core.predictive import PredictionMethod, Predictor
+from avalanche_hnet.core.predictive import MASKED, PredictionMethod, Predictor, fitted
 from avalanche_hnet.core.task_choice import InferenceCriterion, disagreement, doubt, entropy
 from avalanche_hnet.core.task_statistics import TaskStatistics
+from avalanche_hnet.core.undisturbed import evaluating
 from avalanche_hnet.models.hyper_model import HyperModel
-
-# The logarithm of a probability of zero, as Avalanche masks logits.
-_LOG_ZERO = -1000.0
 
 
 class TaskInference(nn.Module):
@@ -39,7 +38,7 @@ class TaskInference(nn.Module):
     In regression, where these do not exist, the task with the least epistemic variance is chosen,
     whatever the criterion; that needs a posterior.
 
-    With ``posterior``, predictions are those of :func:`predict`.
+    With ``posterior``, predictions are those of :func:`predict`. The model runs in evaluation mode.
 
     Args:
         model: called as ``model(x, task_label)`` with one label for all samples.
@@ -52,7 +51,7 @@ class TaskInference(nn.Module):
         classes: for each task label, the global class of each output; by default output c is
             class c in every task. For tasks that each count their classes from zero, in a
             class-incremental scenario.
-        generator: makes the draws; by default PyTorch's global one.
+        generator: makes the draws; by default one with PyTorch's initial seed.
         statistics: running statistics of each task, in place where the model predicts under it;
             from a :class:`TaskStatisticsPlugin`.
 
@@ -99,10 +98,16 @@ class TaskInference(nn.Module):
             )
         draws = criterion == "agreement" or isinstance(likelihood, Gaussian)
         if draws and (posterior is None or method == "map"):
+            what = "regression" if isinstance(likelihood, Gaussian) else "criterion='agreement'"
             raise ValueError(
-                f"criterion={criterion!r} with likelihood {likelihood!r} needs uncertain weights: "
-                "a posterior, and a method other than 'map'"
+                f"{what} needs a posterior and a way to predict with its uncertainty: pass "
+                "posterior=plugin.posterior of a PriorEWCPlugin, and method='linearized' or "
+                f"'sample', got posterior={posterior!r}, method={method!r}"
             )
+        if draws and (criterion == "agreement" or method == "sample") and n_samples < 2:
+            raise ValueError(f"n_samples must be at least 2 to have a spread, got {n_samples}")
+        if tasks is not None and not isinstance(tasks, Iterable):
+            raise TypeError(f"tasks must be a sequence of task labels or None, got {tasks!r}")
         if tasks is not None and (len(tasks) == 0 or len(set(tasks)) < len(tasks)):
             raise ValueError(f"tasks must name at least one task, each once, got {list(tasks)}")
         super().__init__()
@@ -117,7 +122,6 @@ class TaskInference(nn.Module):
         self.generator = generator
         self.statistics = statistics
         self.inferred_tasks = torch.empty(0, dtype=torch.long)
-        self.training = model.training
 
     @property
     def candidates(self) -> tuple[int, ...]:
@@ -126,11 +130,20 @@ class TaskInference(nn.Module):
         Raises:
             ValueError: if there are none.
         """
-        candidates = self._trained_tasks() if self.tasks is None else self.tasks
+        trained = self._trained_tasks()
+        candidates = trained if self.tasks is None else self.tasks
         if not candidates:
             raise ValueError(
-                "the model has not been trained on any task yet, or is not a multi-task model; "
-                "name the tasks with tasks=[...]"
+                "the model has not been trained on any task yet; name the tasks with tasks=[...]"
+                if self._is_multi_task()
+                else "the model is not a multi-task model: it gives the same outputs for every "
+                "task, so that there is nothing to infer"
+            )
+        untrained = {*candidates} - {*trained}
+        if trained and untrained:
+            raise ValueError(
+                f"tasks names {sorted(untrained)}, which were not trained on; those that were are "
+                f"{list(trained)}"
             )
         return candidates
 
@@ -141,14 +154,18 @@ class TaskInference(nn.Module):
             return False
         if self.statistics is not None and not self.statistics.task_labels:
             return False
-        has_tasks = any(isinstance(module, MultiTaskModule) for module in self.model.modules())
-        return self.tasks is not None or not has_tasks or bool(self._trained_tasks())
+        known = self.tasks is not None or bool(self._trained_tasks())
+        return known or not self._is_multi_task()
+
+    def _multi_task_modules(self) -> list[MultiTaskModule]:
+        return [m for m in self.model.modules() if isinstance(m, MultiTaskModule)]
+
+    def _is_multi_task(self) -> bool:
+        return bool(self._multi_task_modules())
 
     def _trained_tasks(self) -> tuple[int, ...]:
-        for module in self.model.modules():
-            if isinstance(module, MultiTaskModule) and module.known_train_tasks_labels:
-                return tuple(sorted(module.known_train_tasks_labels))
-        return ()
+        labels = [m.known_train_tasks_labels for m in self._multi_task_modules()]
+        return tuple(sorted(set().union(*labels)))
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
@@ -158,27 +175,36 @@ class TaskInference(nn.Module):
         """
         tasks = self.candidates
         self._require_statistics(tasks)
-        if isinstance(self.likelihood, Gaussian):
-            predictions, scores = self._regressions(x, tasks, self.likelihood)
-        else:
-            predictions, scores = self._classifications(x, tasks)
-        chosen = scores.argmin(0)  # (B,), of scores (T, B)
+        with evaluating(self.model.modules()):
+            if isinstance(self.likelihood, Gaussian):
+                predictions, scores = self._regressions(x, tasks, self.likelihood)
+            else:
+                predictions, scores = self._classifications(x, tasks)
+        chosen = scores.nan_to_num(nan=inf).argmin(0)  # (B,), of scores (T, B)
         self.inferred_tasks = torch.tensor(tasks, device=chosen.device)[chosen]
         return predictions[chosen, torch.arange(len(chosen), device=chosen.device)]
 
     def _classifications(self, x: Tensor, tasks: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Log-probabilities (T, B, C) and scores (T, B), the lower the surer."""
         by_task = self._probabilities(x, tasks)
+        if by_task[0].dim() != 2 or by_task[0].shape[1] < 2:
+            raise ValueError(
+                "model must give logits (B, C) of at least two classes, got outputs of shape "
+                f"{tuple(by_task[0].shape)}; for regression pass likelihood=Gaussian(noise_std)"
+            )
         if self.criterion == "entropy":
             scores = [entropy(p) for p in by_task]
         elif self.criterion == "confidence":
             scores = [doubt(p) for p in by_task]
         else:
-            scores = [self._disagreement(x, task) for task in tasks]
+            scores = self._disagreements(x, tasks)
         columns = [self._to_columns(task, p) for task, p in zip(tasks, by_task, strict=True)]
+        # Heads of earlier tasks may be narrower than labels of later ones need.
         n_columns = max(c.shape[1] for c in columns)
+        if self.classes is None:
+            n_columns = max([n_columns, *(m.max_class_label for m in self._multi_task_modules())])
         padded = torch.stack([F.pad(c, (0, n_columns - c.shape[1])) for c in columns])
-        logarithms = padded.log().clamp_min(_LOG_ZERO)
+        logarithms = padded.log().clamp_min(MASKED)
         return logarithms.to(x.dtype if x.is_floating_point() else None), torch.stack(scores)
 
     def _probabilities(self, x: Tensor, tasks: Sequence[int]) -> list[Tensor]:
@@ -186,27 +212,30 @@ class TaskInference(nn.Module):
         if self.posterior is None and isinstance(self.model, HyperModel):
             return [*self.model.forward_tasks(x, tasks).double().softmax(2)]
         probabilities = []
+        predictors = self._predictors(tasks)
         for task in tasks:
             with self._statistics_of(task):
-                if self.posterior is not None:
-                    probabilities.append(self._predictor(task).class_probabilities(x))
+                if predictors:
+                    probabilities.append(predictors[task].class_probabilities(x))
                 else:
                     probabilities.append(self.model(x, task).double().softmax(1))
         return probabilities
 
-    def _disagreement(self, x: Tensor, task: int) -> Tensor:
-        with self._statistics_of(task):
-            draws = self._predictor(task).draws(x)
-            return disagreement(draw.double().softmax(1) for draw in draws)
+    def _disagreements(self, x: Tensor, tasks: Sequence[int]) -> list[Tensor]:
+        scores = []
+        for task, predictor in self._predictors(tasks).items():
+            with self._statistics_of(task):
+                scores.append(disagreement(d.double().softmax(1) for d in predictor.draws(x)))
+        return scores
 
     def _regressions(
         self, x: Tensor, tasks: Sequence[int], likelihood: Gaussian
     ) -> tuple[Tensor, Tensor]:
         """Means (T, B, …) and scores (T, B)."""
         found = []
-        for task in tasks:
+        for task, predictor in self._predictors(tasks).items():
             with self._statistics_of(task):
-                found.append(self._predictor(task).regression(x, likelihood))
+                found.append(predictor.regression(x, likelihood))
         scores = [p.epistemic_variance.flatten(1).sum(1) for p in found]
         return torch.stack([p.mean for p in found]), torch.stack(scores)
 
@@ -226,11 +255,17 @@ class TaskInference(nn.Module):
             return nullcontext()
         return self.statistics.using(self.model, task)
 
-    def _predictor(self, task: int) -> Predictor:
-        assert self.posterior is not None
-        return Predictor(
-            self.model, self.posterior, self.method, task, self.n_samples, self.generator
-        )
+    def _predictors(self, tasks: Sequence[int]) -> dict[int, Predictor]:
+        """One for each task; none without a posterior."""
+        if self.posterior is None:
+            return {}
+        posterior = fitted(self.posterior, self.model)
+        return {
+            task: Predictor(
+                self.model, posterior, self.method, task, self.n_samples, self.generator
+            )
+            for task in tasks
+        }
 
     def _to_columns(self, task: int, probabilities: Tensor) -> Tensor:
         """Probabilities by global class."""

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from avalanche.training.plugins import SupervisedPlugin
 from avalanche.training.templates import SupervisedTemplate
+from torch import nn
 
+from avalanche_hnet.core.likelihoods import Gaussian, Likelihood
+from avalanche_hnet.core.posterior import GaussianPosterior
+from avalanche_hnet.core.predictive import PredictionMethod
+from avalanche_hnet.core.task_choice import InferenceCriterion
+from avalanche_hnet.core.task_statistics import TaskStatistics
 from avalanche_hnet.models.task_inference import TaskInference
 
 
@@ -19,31 +28,86 @@ class TaskInferencePlugin(SupervisedPlugin):
     In the evaluation with which Avalanche begins a training (``eval_every``), there may be no task
     to choose yet; then the model is evaluated as it is.
 
-    Args:
-        **options: the arguments of :class:`TaskInference` after the model.
+    In the middle of an experience, ``posterior`` does not know yet what is being learned. So an
+    evaluation there goes without it, unless the criterion is agreement or it is a regression, which
+    judge the posterior of the experiences before.
+
+    The arguments are those of :class:`TaskInference` after the model. With ``MSELoss`` as the
+    strategy's criterion, ``likelihood`` is Gaussian by default. The place among a strategy's
+    plugins does not matter. An evaluation that is broken off leaves the inference in
+    ``strategy.model`` until the next training or evaluation.
 
     Raises:
-        TypeError, ValueError: as :class:`TaskInference`, when an evaluation begins.
+        TypeError, ValueError: as :class:`TaskInference`.
     """
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(
+        self,
+        criterion: InferenceCriterion = "entropy",
+        *,
+        tasks: Sequence[int] | None = None,
+        posterior: GaussianPosterior | None = None,
+        method: PredictionMethod = "linearized",
+        n_samples: int = 30,
+        likelihood: Likelihood | None = None,
+        classes: Mapping[int, Sequence[int]] | None = None,
+        generator: torch.Generator | None = None,
+        statistics: TaskStatistics | None = None,
+    ) -> None:
         super().__init__()
-        self.options = options
+        self.options: dict[str, Any] = {
+            "criterion": criterion,
+            "tasks": tasks,
+            "posterior": posterior,
+            "method": method,
+            "n_samples": n_samples,
+            "likelihood": likelihood,
+            "classes": classes,
+            "generator": generator,
+            "statistics": statistics,
+        }
+        TaskInference(nn.Identity(), **self.options)  # refuses what is out of range
         self._begins_training = False
+        self._is_training = False
+        self._trained: dict[int | None, set[int]] = {}  # task labels by experience
 
     def before_training(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
         """Make sure that the model itself is trained, if an evaluation was broken off."""
         self.after_eval(strategy)
         self._begins_training = True
+        self._is_training = False
 
     def before_training_exp(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
         """From here on there are tasks."""
         self._begins_training = False
+        self._is_training = True
+        label = {*getattr(strategy.experience, "task_labels", ())}
+        number = getattr(strategy.experience, "current_experience", None)
+        self._trained.setdefault(number, label)
+        if len(self._trained) == 2 and len(set().union(*self._trained.values())) == 1:
+            warnings.warn(
+                "there is no task to infer: all experiences so far have the task labels "
+                f"{sorted(label)}; give each its own (return_task_id=True in Avalanche's "
+                "benchmarks)",
+                stacklevel=2,
+            )
+
+    def after_training_exp(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
+        """From here on the posterior knows the experience."""
+        self._is_training = False
 
     def before_eval(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
         """Put the inference in front of the model."""
         self.after_eval(strategy)
-        inference = TaskInference(strategy.model, **self.options)
+        options = self.options
+        if options["likelihood"] is None and isinstance(strategy._criterion, nn.MSELoss):
+            options = options | {"likelihood": Gaussian()}  # whose noise does not matter here
+        needs_posterior = options["criterion"] == "agreement" or isinstance(
+            options["likelihood"], Gaussian
+        )
+        if self._is_training and not needs_posterior:
+            options = options | {"posterior": None}
+        inference = TaskInference(strategy.model, **options)
         if inference.is_ready or not self._begins_training:
             strategy.model = inference
 

@@ -39,7 +39,8 @@ class TaskStatisticsPlugin(SupervisedPlugin):
     Args:
         by: what has statistics of its own: each ``"task"`` label, or each ``"experience"``, by its
             number in the stream, for benchmarks where all have one label (domain-incremental).
-            In evaluation it is the number of the experience that is evaluated.
+            In evaluation it is the number of the experience that is evaluated, in a stream of the
+            same order: the accuracy is that with the domain told.
 
     Attributes:
         statistics: the :class:`TaskStatistics`; save and load them with their ``state_dict``,
@@ -48,8 +49,9 @@ class TaskStatisticsPlugin(SupervisedPlugin):
     Raises:
         ValueError: for another ``by``. At the start of an experience, or when it is evaluated: if
             the model has no layers with running statistics or is a :class:`HyperModel`, which has
-            them per task anyway; if batches mix tasks (an experience with several, replay,
-            ``JointTraining``); or if ``by="task"`` and the experience has no task labels.
+            them per task anyway; if batches mix tasks (an experience with several,
+            ``JointTraining``, and with ``by="task"`` replay); or if ``by="task"`` and the
+            experience has no task labels.
     """
 
     def __init__(self, by: StatisticsKey = "task") -> None:

@@ -65,7 +65,8 @@ class HypernetTemplate(SupervisedTemplate):
             experience gets a new one.
         prior_variance: σ² of a prior N(0, σ² I) over the generated weights w of the experience's
             tasks. With N samples it adds ‖w‖² / (2σ²N) to the mean negative log-likelihood, as in
-            :class:`PriorEWCPlugin`. None: no prior.
+            :class:`PriorEWCPlugin`, but over all of w: with ``multi_head`` and without
+            ``reuse_units``, other tasks' output units included. None: no prior.
         clip_grad_norm: largest norm of the gradient of the task's loss, and again of its sum with
             the regulariser's.
         train_from_scratch: start each experience from the initial weights.
@@ -178,7 +179,6 @@ class HypernetTemplate(SupervisedTemplate):
         scale = self._resolved_likelihood.criterion_scale(self._criterion, self.mb_output)
         scale /= 2 * self.prior_variance * len(whole(self.experience).dataset)
         self._prior = scale * torch.stack([*self._generated.values()]).square().sum()
-        self._generated = {}
         return loss + self._prior
 
     def backward(self) -> None:
@@ -293,6 +293,7 @@ class HypernetTemplate(SupervisedTemplate):
         for name, value in self._to_publish.items():
             publish(self, self, f"Hypernet/{name}", value.item())
         self._to_publish = {}
+        self._generated = {}
         super()._after_training_iteration(**kwargs)
 
     def _after_training_exp(self, **kwargs: Any) -> None:
