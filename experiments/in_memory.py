@@ -36,7 +36,7 @@ def in_memory(benchmark: CLScenario, *, validate: bool, new_classes: int = 0) ->
     pairs = list(zip(benchmark.train_stream, benchmark.test_stream, strict=True))
     progress = tqdm(pairs, desc="Reading", delay=3, disable=None, leave=False)
     for index, (seen, unseen) in enumerate(progress):
-        parts = _held_out(*_tensors(seen)) if validate else (_tensors(seen), _tensors(unseen))
+        parts = _held_out(*tensors_of(seen)) if validate else (tensors_of(seen), tensors_of(unseen))
         for stream, (x, y) in zip((train, test), parts, strict=True):
             stream.append(_dataset(x, y + new_classes * index, seen.task_label))
     stored = with_task_labels(benchmark_from_datasets(train=train, test=test))
@@ -45,7 +45,8 @@ def in_memory(benchmark: CLScenario, *, validate: bool, new_classes: int = 0) ->
     return stored
 
 
-def _tensors(experience: CLExperience) -> tuple[Tensor, Tensor]:
+def tensors_of(experience: CLExperience) -> tuple[Tensor, Tensor]:
+    """All inputs and targets, with their evaluation transforms."""
     dataset = experience.dataset.eval()
     loader = DataLoader(dataset, batch_size=500, collate_fn=dataset.collate_fn)
     x, y = zip(*((batch[0], batch[1]) for batch in loader), strict=True)

@@ -20,13 +20,13 @@ from avalanche.benchmarks import CLExperience
 from avalanche.training.determinism.rng_manager import RNGManager
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor, nn
+from torch import nn
 
 from avalanche_hnet import GaussianPosterior, PriorEWCPlugin, predict
 from avalanche_hnet.core.predictive import PredictionMethod
 from experiments import split_digits, split_mnist
 from experiments.compare import make_model
-from experiments.in_memory import in_memory
+from experiments.in_memory import in_memory, tensors_of
 from experiments.methods import make_strategy
 from experiments.mnist import require_mnist
 from experiments.options import Options
@@ -132,7 +132,7 @@ def judge(
     for method in get_args(PredictionMethod):
         accuracies, nlls = [], []
         for experience in stream:
-            x, y = (t.to(next(model.parameters()).device) for t in _tensors(experience))
+            x, y = (t.to(next(model.parameters()).device) for t in tensors_of(experience))
             p = predict(
                 model,
                 posterior,
@@ -168,11 +168,6 @@ def summary(
             cells.append(mean_and_spread([q[method].nll for q in part]))
         table.add_row(method, *cells)
     return table
-
-
-def _tensors(experience: CLExperience) -> tuple[Tensor, Tensor]:
-    samples = [experience.dataset[i] for i in range(len(experience.dataset))]
-    return torch.stack([s[0] for s in samples]), torch.tensor([int(s[1]) for s in samples])
 
 
 if __name__ == "__main__":

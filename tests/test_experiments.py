@@ -22,7 +22,7 @@ from experiments.compare import make_model
 from experiments.hypernet import HypernetOptions
 from experiments.in_memory import in_memory
 from experiments.methods import make_strategy
-from experiments.networks import mlp
+from experiments.networks import GaussianNoise, mlp
 from experiments.options import Options, with_strengths
 from experiments.results import (
     Result,
@@ -296,6 +296,14 @@ def test_hypernetwork_generates_all_classes_in_the_class_scenario():
     assert make_model("hypernet", class_stream(), wide).units.number == 10
     one = make_model("hypernet", class_stream(), replace(options, scenario="domain"))
     assert not one.multi_head
+
+
+@pytest.mark.parametrize("method", ["hypernet", "naive"])
+def test_input_noise_reaches_the_networks(method):
+    options = SplitDigitsOptions(scenario="domain", input_noise=0.3)
+    model = make_model(method, class_stream(), options)
+    (noise,) = (m for m in model.modules() if isinstance(m, GaussianNoise))
+    assert noise.std == 0.3
 
 
 def class_stream():
