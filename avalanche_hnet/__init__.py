@@ -20,6 +20,7 @@ from avalanche_hnet.models.active import HasActiveElements, active_elements
 from avalanche_hnet.models.block_heads import BlockMultiHeadClassifier
 from avalanche_hnet.models.hyper_model import HyperModel
 from avalanche_hnet.models.task_inference import TaskInference
+from avalanche_hnet.plugins.in_memory import InMemoryPlugin
 from avalanche_hnet.plugins.prior_ewc import PriorEWCPlugin
 from avalanche_hnet.plugins.task_inference import TaskInferencePlugin
 from avalanche_hnet.plugins.task_statistics import TaskStatisticsPlugin
@@ -37,6 +38,7 @@ __all__ = [
     "HyperModel",
     "HyperNetwork",
     "HypernetTemplate",
+    "InMemoryPlugin",
     "Jacobian",
     "Likelihood",
     "OutputRegularizer",

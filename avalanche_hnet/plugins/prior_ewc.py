@@ -13,8 +13,6 @@ from avalanche.training import JointTraining
 from avalanche.training.plugins import SupervisedPlugin
 from avalanche.training.templates import SupervisedTemplate
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from avalanche_hnet.core.fisher import FisherKind, diagonal_fisher
 from avalanche_hnet.core.likelihoods import Likelihood, resolve_likelihood
@@ -23,6 +21,7 @@ from avalanche_hnet.core.squared_gradients import refuse_batch_statistics
 from avalanche_hnet.core.undisturbed import undisturbed
 from avalanche_hnet.metrics.publish import Histogram, publish
 from avalanche_hnet.models.active import active_elements
+from avalanche_hnet.plugins.in_memory import batches_in_order
 
 
 class PriorEWCPlugin(SupervisedPlugin):
@@ -184,16 +183,17 @@ class PriorEWCPlugin(SupervisedPlugin):
         dataset = strategy.experience.dataset.eval()
 
         start = time.perf_counter()
-        used = self._fisher_subset(dataset)
+        rows = self._fisher_rows(len(dataset))
         fisher = diagonal_fisher(
             strategy.model,
-            self._batches(strategy, used, kwargs.get("num_workers", 0)),
+            self._batches(strategy, dataset, rows, kwargs.get("num_workers", 0)),
             likelihood=self._likelihood,
             kind=self.fisher,
             generator=self.generator,
         )
         publish(strategy, self, "PriorEWC/FisherSeconds", time.perf_counter() - start)
-        publish(strategy, self, "PriorEWC/FisherSamples", float(len(used)))
+        n_used = len(dataset) if rows is None else len(rows)
+        publish(strategy, self, "PriorEWC/FisherSamples", float(n_used))
         self._publish_distribution(strategy, "Fisher", _select(fisher, active))
         self.posterior.update(parameters, fisher, len(dataset), active, self.gamma)
         log_precision = _select(self.posterior.precision, active).log()
@@ -213,25 +213,21 @@ class PriorEWCPlugin(SupervisedPlugin):
             if not mask.any() and torch.equal(parameters[name], self.posterior.mean[name])
         }
 
-    def _fisher_subset(self, dataset: Any) -> Any:
-        if self.n_fisher is None or self.n_fisher >= len(dataset):
-            return dataset
+    def _fisher_rows(self, n_samples: int) -> Tensor | None:
+        """Numbers of the samples to take; None for all."""
+        if self.n_fisher is None or self.n_fisher >= n_samples:
+            return None
         with torch.random.fork_rng(devices=[]):  # leave the training's random numbers alone
             device = "cpu" if self.generator is None else self.generator.device
-            order = torch.randperm(len(dataset), generator=self.generator, device=device)
-            return dataset.subset(order[: self.n_fisher].tolist())
+            order = torch.randperm(n_samples, generator=self.generator, device=device)
+        return order[: self.n_fisher]
 
     def _batches(
-        self, strategy: SupervisedTemplate, dataset: Any, num_workers: int
+        self, strategy: SupervisedTemplate, dataset: Any, rows: Tensor | None, num_workers: int
     ) -> Iterator[list[Tensor]]:
-        loader = DataLoader(
-            dataset,
-            batch_size=max(strategy.train_mb_size, strategy.eval_mb_size),
-            collate_fn=getattr(dataset, "collate_fn", None),
-            num_workers=num_workers,
-        )
+        batches = batches_in_order(strategy, dataset, rows, num_workers)
         multi_task = is_multi_task_module(strategy.model)
-        for batch in tqdm(loader, desc="Fisher", delay=3, disable=None, leave=False):
+        for batch in batches:
             yield [batch[0], batch[1], batch[-1]] if multi_task else [batch[0], batch[1]]
 
     def _publish_distribution(

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import torch
 from avalanche.training.templates import SupervisedTemplate
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from avalanche_hnet.core.fisher import diagonal_fisher
 from avalanche_hnet.core.likelihoods import Likelihood
 from avalanche_hnet.models.hyper_model import HyperModel
 from avalanche_hnet.models.units import whole
+from avalanche_hnet.plugins.in_memory import batches_in_order
 
 
 class ExperienceFisher:
@@ -24,8 +23,8 @@ class ExperienceFisher:
     def __init__(
         self, strategy: SupervisedTemplate, model: HyperModel, likelihood: Likelihood | None
     ) -> None:
+        self._strategy = strategy
         self._dataset = whole(strategy.experience).dataset.eval()
-        self._batch_size = max(strategy.train_mb_size, strategy.eval_mb_size or 1)
         self._model = model
         self._likelihood = likelihood
         self.n_samples = len(self._dataset)
@@ -54,12 +53,5 @@ class ExperienceFisher:
         return layout.flatten({name: fisher[f"{prefix}{name}"] for name in layout.shapes})
 
     def _batches(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        loader = DataLoader(
-            self._dataset,
-            batch_size=self._batch_size,
-            collate_fn=getattr(self._dataset, "collate_fn", None),
-        )
-        device = self._model.hypernetwork.output.weight.device
-        for batch in loader:
-            x, y, labels = batch[0], batch[1], batch[-1]
-            yield x.to(device), y.to(device), torch.as_tensor(labels, device=device)
+        for batch in batches_in_order(self._strategy, self._dataset):
+            yield batch[0], batch[1], batch[-1]

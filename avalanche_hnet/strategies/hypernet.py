@@ -20,6 +20,7 @@ from avalanche_hnet.core.regularizers import Experience, Penalty, Regularizer
 from avalanche_hnet.metrics.publish import publish
 from avalanche_hnet.models.hyper_model import HyperModel
 from avalanche_hnet.models.units import labels_of, whole
+from avalanche_hnet.plugins.in_memory import InMemoryPlugin
 from avalanche_hnet.strategies.checks import (
     check_arguments,
     check_optimizers,
@@ -73,6 +74,9 @@ class HypernetTemplate(SupervisedTemplate):
         likelihood: for the prior, and for Fisher values that the regulariser may need; by default
             read off the criterion, as in :class:`PriorEWCPlugin`.
         log_every: iterations between two published losses.
+        in_memory: serve the data from memory, by an :class:`InMemoryPlugin`. Turn it off for random
+            transforms, which that refuses, and for what does not fit; for another memory limit
+            put one among the plugins.
         **options: the other arguments of Avalanche's ``SupervisedTemplate``.
 
     Attributes:
@@ -98,6 +102,7 @@ class HypernetTemplate(SupervisedTemplate):
         train_from_scratch: bool = False,
         likelihood: Likelihood | None = None,
         log_every: int = 50,
+        in_memory: bool = True,
         **options: Any,
     ) -> None:
         check_arguments(
@@ -108,6 +113,8 @@ class HypernetTemplate(SupervisedTemplate):
         if likelihood is not None and not isinstance(likelihood, Likelihood):
             raise TypeError(f"likelihood must be a Likelihood, got {likelihood!r}")
         super().__init__(model=model, optimizer=optimizer, **options)
+        if in_memory and not any(isinstance(p, InMemoryPlugin) for p in self.plugins):
+            self.plugins.insert(0, InMemoryPlugin())
         self.regularizer = regularizer
         self.prior_variance = prior_variance
         self.clip_grad_norm = clip_grad_norm

@@ -1,0 +1,98 @@
+"""Batches cut out of tensors, in place of a loader that collects single samples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from typing import Any, NamedTuple
+
+import torch
+from avalanche.benchmarks.utils.data_loader import MultiDatasetDataLoader, MultiDatasetSampler
+from torch import Tensor
+from torch.utils.data import ConcatDataset, DataLoader, IterableDataset
+
+# Indices of so many batches go to the device at once: an epoch's, but not those of endless loaders.
+_BLOCK = 4096
+
+
+class Sampling(NamedTuple):
+    """What a loader loads.
+
+    Attributes:
+        dataset: of N samples.
+        collate: makes a batch of a list of samples.
+        batches: lists of numbers of samples, drawn anew whenever they are iterated over.
+        generator: of the loader's random numbers; None is PyTorch's global one.
+        num_workers: processes for the loading.
+    """
+
+    dataset: Any
+    collate: Callable[[Any], Any]
+    batches: Iterable[list[int]]
+    generator: torch.Generator | None
+    num_workers: int
+
+
+def sampling_of(loader: Any) -> Sampling | None:
+    """What a loader of PyTorch's or Avalanche's loads; None of others."""
+    if isinstance(loader, MultiDatasetDataLoader):
+        options = loader.loader_kwargs
+        # As in the loader itself, which also searches all data sets for a certain file format.
+        samplers = loader._create_samplers(
+            loader.datasets, loader.batch_sizes, loader.distributed_sampling, options
+        )
+        batches = MultiDatasetSampler(
+            loader.datasets,
+            samplers,
+            termination_dataset_idx=loader.termination_dataset,
+            oversample_small_datasets=loader.oversample_small_datasets,
+            never_ending=loader.never_ending,
+        )
+        return Sampling(
+            ConcatDataset(loader.datasets),
+            options["collate_fn"],
+            batches,
+            options.get("generator"),
+            options.get("num_workers", 0),
+        )
+    if (
+        isinstance(loader, DataLoader)
+        and loader.batch_sampler is not None
+        and not isinstance(loader.dataset, IterableDataset)
+    ):
+        return Sampling(
+            loader.dataset,
+            loader.collate_fn,
+            loader.batch_sampler,
+            loader.generator,
+            loader.num_workers,
+        )
+    return None
+
+
+class InMemoryLoader:
+    """The same batches as those of a loader, also under the same random seed.
+
+    Args:
+        sampling: what the loader loads.
+        columns: of N rows each, what makes up the samples.
+        n_batches: number of batches.
+    """
+
+    def __init__(self, sampling: Sampling, columns: list[Tensor], n_batches: int) -> None:
+        self.sampling = sampling
+        self.columns = columns
+        self.n_batches = n_batches
+
+    def __len__(self) -> int:
+        return self.n_batches
+
+    def __iter__(self) -> Iterator[list[Tensor]]:
+        batches = iter(self.sampling.batches)
+        # A DataLoader takes this number from the random numbers, too, for its workers.
+        torch.empty((), dtype=torch.int64).random_(generator=self.sampling.generator)
+        while block := list(islice(batches, _BLOCK)):
+            rows = torch.tensor([row for batch in block for row in batch])
+            rows = rows.to(self.columns[0].device, non_blocking=True)
+            for chosen in rows.split([len(batch) for batch in block]):
+                yield [column.index_select(0, chosen) for column in self.columns]

@@ -1,0 +1,110 @@
+"""Finds data sets whose samples are not the same each time they are read."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from avalanche_hnet.data.structure import Structure, from_torchvision
+
+# Of torchvision's random transforms, those whose names do not begin with Random.
+_RANDOM = {
+    "AugMix",
+    "AutoAugment",
+    "ColorJitter",
+    "CutMix",
+    "ElasticTransform",
+    "GaussianBlur",
+    "GaussianNoise",
+    "JPEG",
+    "MixUp",
+    "RandAugment",
+    "ScaleJitter",
+    "TrivialAugmentWide",
+}
+_N_TRIED = 8
+
+
+def require_deterministic(
+    dataset: Any, collate: Callable[[Any], Any], structure: Structure, allowed: Sequence[type]
+) -> None:
+    """Refuse data whose samples would change from epoch to epoch.
+
+    Random transforms of torchvision are known by name. Others give themselves away: the first
+    samples are read twice, and must be the same and take no random numbers.
+
+    Raises:
+        ValueError: unless what is random is an instance of one of the classes ``allowed``.
+    """
+    remedy = (
+        "in memory they would be frozen, the same in every epoch. Leave InMemoryPlugin out (of a "
+        "HypernetTemplate: in_memory=False), or, if a transform always does the same, name its "
+        "class: InMemoryPlugin(deterministic=[...])"
+    )
+    known = [
+        transform
+        for transform in structure.transforms
+        if from_torchvision(transform) and _is_random(transform)
+    ]
+    if unwanted := sorted({type(t).__name__ for t in known if not isinstance(t, tuple(allowed))}):
+        raise ValueError(f"the data have random transforms, {', '.join(unwanted)}: {remedy}")
+
+    unknown = [t for t in structure.transforms if not from_torchvision(t)] + structure.sources
+    if any(isinstance(t, tuple(allowed)) for t in [*known, *unknown]):
+        return
+    with random_numbers_kept() as taken:
+        readings = [
+            list(collate([dataset[i] for i in range(min(_N_TRIED, len(dataset)))]))
+            for _ in range(2)
+        ]
+    if taken or not all(_same(a, b) for a, b in zip(*readings, strict=True)):
+        names = ", ".join(sorted({_name(t) for t in unknown}))
+        raise ValueError(
+            f"the data are random: samples {'take random numbers' if taken else 'change'} when "
+            f"they are read; {remedy}. One of these does it: {names}"
+        )
+
+
+@contextmanager
+def random_numbers_kept() -> Iterator[list[str]]:
+    """Put the global random states back afterwards; then the list names those that were used."""
+    used: list[str] = []
+    of_torch, of_python = torch.get_rng_state(), random.getstate()
+    of_numpy: Any = np.random.get_state()
+    try:
+        yield used
+    finally:
+        if not torch.equal(of_torch, torch.get_rng_state()):
+            used.append("torch")
+        if of_python != random.getstate():
+            used.append("random")
+        now: Any = np.random.get_state()
+        if any(not np.array_equal(a, b) for a, b in zip(of_numpy, now, strict=True)):
+            used.append("numpy")
+        torch.set_rng_state(of_torch)
+        random.setstate(of_python)
+        np.random.set_state(of_numpy)
+
+
+def _is_random(transform: object) -> bool:
+    name = type(transform).__name__
+    return name.startswith("Random") or name in _RANDOM
+
+
+def _same(first: Any, second: Any) -> bool:
+    if isinstance(first, Tensor) and isinstance(second, Tensor):
+        return first.shape == second.shape and torch.equal(
+            first.nan_to_num() if first.is_floating_point() else first,
+            second.nan_to_num() if second.is_floating_point() else second,
+        )
+    return True  # what is not a tensor is refused when it is stored
+
+
+def _name(thing: object) -> str:
+    return getattr(thing, "__qualname__", type(thing).__name__)

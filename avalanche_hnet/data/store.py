@@ -1,0 +1,151 @@
+"""Keeps data sets as tensors."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from avalanche_hnet.data.randomness import random_numbers_kept, require_deterministic
+from avalanche_hnet.data.structure import Structure
+
+Columns = list[Tensor]
+Collate = Callable[[Any], Any]
+
+_CHUNK = 256
+_MEGABYTE = 2**20
+
+
+class _Entry(NamedTuple):
+    columns: Columns
+    temporary: bool
+    dataset: object  # kept alive, because the key has the addresses of its parts
+
+
+class TensorStore:
+    """Reads each data set once, its transforms applied, and keeps it in memory.
+
+    What was used longest ago is dropped if all together would need more than the limit.
+
+    Args:
+        memory_limit: in bytes.
+        deterministic: classes of transforms, or of data sets, that are taken to give the same
+            sample each time, although it does not seem so.
+    """
+
+    def __init__(self, memory_limit: int, deterministic: Sequence[type] = ()) -> None:
+        self.memory_limit = memory_limit
+        self.deterministic = tuple(deterministic)
+        self._entries: OrderedDict[Hashable, _Entry] = OrderedDict()
+
+    def get(
+        self,
+        dataset: Any,
+        collate: Collate,
+        device: torch.device,
+        *,
+        num_workers: int = 0,
+        temporary: bool = False,
+    ) -> Columns:
+        """The columns of all batches that ``collate`` makes of the data set, put together.
+
+        Args:
+            dataset: of N samples, which must not change.
+            collate: makes a batch, a sequence of tensors, of a list of samples.
+            device: where the tensors are kept.
+            num_workers: processes for the reading.
+            temporary: let :meth:`drop_temporary` drop it.
+
+        Raises:
+            ValueError: if samples are random, are no sequences of tensors of one shape, or need
+                more memory than the limit.
+        """
+        structure = Structure(dataset, collate)
+        key = (structure.key, str(device))
+        if key in self._entries:
+            entry = self._entries.pop(key)
+            self._entries[key] = entry._replace(temporary=entry.temporary and temporary)
+            return entry.columns
+        self.require(dataset, collate, structure)
+        needed = _size_of_first(dataset, collate) * len(dataset)
+        while self._entries and self._used() + needed > self.memory_limit:
+            self._entries.popitem(last=False)
+        columns = _read(dataset, collate, device, num_workers)
+        self._entries[key] = _Entry(columns, temporary, dataset)
+        return columns
+
+    def require(self, dataset: Any, collate: Collate, structure: Structure | None = None) -> None:
+        """Refuse what :meth:`get` would refuse, from a look at the first samples.
+
+        Raises:
+            ValueError: see :meth:`get`.
+        """
+        structure = structure or Structure(dataset, collate)
+        require_deterministic(dataset, collate, structure, self.deterministic)
+        needed = _size_of_first(dataset, collate) * len(dataset)
+        if needed > self.memory_limit:
+            raise ValueError(
+                f"{len(dataset)} samples need {needed / _MEGABYTE:.0f} MiB, but memory_limit is "
+                f"{self.memory_limit / _MEGABYTE:.0f} MiB; raise it, or leave InMemoryPlugin out "
+                "(of a HypernetTemplate: in_memory=False)"
+            )
+
+    def holds(self, dataset: Any, collate: Collate, device: torch.device) -> bool:
+        """Whether :meth:`get` need not read it."""
+        return (Structure(dataset, collate).key, str(device)) in self._entries
+
+    def drop_temporary(self, but: tuple[Any, Collate]) -> None:
+        """Drop what was got with ``temporary``, except for one data set."""
+        kept = Structure(*but).key
+        for key, entry in list(self._entries.items()):
+            if entry.temporary and key[0] != kept:  # type: ignore[index]
+                del self._entries[key]
+
+    def _used(self) -> int:
+        return sum(t.nbytes for entry in self._entries.values() for t in entry.columns)
+
+
+def _size_of_first(dataset: Any, collate: Collate) -> int:
+    """Bytes of one sample."""
+    batch = collate([dataset[0]])
+    if not isinstance(batch, (list, tuple)) or not all(isinstance(c, Tensor) for c in batch):
+        kinds = [type(c).__name__ for c in batch] if isinstance(batch, (list, tuple)) else batch
+        raise ValueError(
+            "samples must be sequences of tensors or numbers to be kept in memory, but a batch of "
+            f"them is {kinds if isinstance(kinds, list) else type(kinds).__name__}"
+        )
+    return sum(column.nbytes for column in batch)
+
+
+def _read(dataset: Any, collate: Collate, device: torch.device, num_workers: int) -> Columns:
+    loader = DataLoader(
+        dataset,
+        batch_size=_CHUNK,
+        collate_fn=collate,
+        num_workers=num_workers,
+        generator=torch.Generator(),  # not the global one, which is the training's
+    )
+    columns: Columns = []
+    start = 0
+    with random_numbers_kept():
+        for batch in tqdm(loader, desc="Reading", delay=3, disable=None, leave=False):
+            if not columns:
+                columns = [
+                    torch.empty((len(dataset), *c.shape[1:]), dtype=c.dtype, device=device)
+                    for c in batch
+                ]
+            for column, part in zip(columns, batch, strict=True):
+                try:
+                    column[start : start + len(part)] = part
+                except RuntimeError:
+                    raise ValueError(
+                        f"samples must all have the same shape to be kept in memory, got "
+                        f"{tuple(column.shape[1:])} and {tuple(part.shape[1:])}"
+                    ) from None
+            start += len(batch[0])
+    return columns

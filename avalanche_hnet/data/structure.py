@@ -1,0 +1,127 @@
+"""What a data set is made of, below Avalanche's and PyTorch's wrappers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from enum import Enum
+from typing import Any
+
+import numpy as np
+import torch
+from avalanche.benchmarks.utils import AvalancheDataset, DataAttribute, TransformGroups
+from avalanche.benchmarks.utils.flat_data import ConstantSequence, FlatData
+from torch import nn
+from torch.utils.data import ConcatDataset, Subset
+
+
+class Structure:
+    """The sources that samples come from and the transforms on their way.
+
+    Args:
+        dataset: any data set; wrappers of Avalanche and PyTorch are looked into.
+        collate: makes batches of its samples.
+
+    Attributes:
+        key: equal for data sets with the same samples in the same order, as far as can be told
+            without reading them. It holds for as long as one of them is kept alive.
+        sources: innermost data sets.
+        transforms: all of them, and containers such as ``Compose``.
+    """
+
+    def __init__(self, dataset: Any, collate: Callable[[Any], Any]) -> None:
+        self.sources: list[Any] = []
+        self.transforms: list[Any] = []
+        self.key: Hashable = (self._visit(dataset), _identity(collate))
+
+    def _visit(self, dataset: Any, group: str | None = None) -> Hashable:
+        if isinstance(dataset, AvalancheDataset):
+            attributes = dataset._data_attributes.values()
+            shown = tuple(_values(a) for a in attributes if a.use_in_getitem)
+            return self._visit(dataset._flat_data), shown
+        if isinstance(dataset, FlatData):
+            # The outermost decides which group of transforms is used all the way down.
+            groups: tuple[TransformGroups, ...] = tuple(
+                getattr(dataset, name)
+                for name in ("_frozen_transform_groups", "_transform_groups")
+                if hasattr(dataset, name)
+            )
+            group = group or (groups[-1].current_group if groups else None)
+            inner = self._several(dataset._datasets, dataset._indices, group)
+            own = tuple(self._transform(g[group]) for g in groups if g[group] is not None)
+            return (inner, own) if own else inner
+        if isinstance(dataset, ConcatDataset):
+            return self._several(dataset.datasets, None, None)
+        if isinstance(dataset, Subset):
+            return self._several([dataset.dataset], dataset.indices, None)
+        self.sources.append(dataset)
+        return id(dataset), tuple(self._transform(t) for t in _inner(dataset))
+
+    def _several(
+        self, datasets: Iterable[Any], indices: Iterable[int] | None, group: str | None
+    ) -> Hashable:
+        parts = list(datasets)
+        keys = tuple(self._visit(part, group) for part in parts)
+        if indices is not None:
+            chosen = np.fromiter(indices, np.int64)
+            if not np.array_equal(chosen, np.arange(sum(len(part) for part in parts))):
+                return keys, chosen.tobytes()
+        return keys[0] if len(keys) == 1 else keys
+
+    def _transform(self, transform: Any) -> Hashable:
+        self.transforms.append(transform)
+        inner = tuple(self._transform(t) for t in _inner(transform))
+        return (type(transform), inner) if inner else _identity(transform)
+
+
+def from_torchvision(transform: object) -> bool:
+    """Whether it is a transform of torchvision's own."""
+    return type(transform).__module__.startswith("torchvision.transforms")
+
+
+def _inner(owner: Any) -> Iterator[Any]:
+    """The transforms of a container, or of a data set, that applies them one after the other."""
+    several = getattr(owner, "transforms", None)
+    if isinstance(several, Iterable):
+        yield from (transform for transform in several if transform is not None)
+    elif callable(several):
+        yield several
+    else:
+        for name in ("transform", "target_transform"):
+            found = getattr(owner, name, None)
+            if callable(found):
+                yield found
+
+
+def _identity(function: Any) -> Hashable:
+    """Equal for two of torchvision's transforms with the same arguments."""
+    if from_torchvision(function):
+        own = {n: v for n, v in vars(function).items() if n not in _OF_MODULES}
+        try:
+            return type(function), _frozen(own)
+        except TypeError:
+            pass
+    return id(function)
+
+
+_OF_MODULES = vars(nn.Module()).keys()
+
+
+def _frozen(value: Any) -> Hashable:
+    if isinstance(value, dict):
+        return tuple((name, _frozen(v)) for name, v in value.items())
+    if isinstance(value, (list, tuple)):
+        return tuple(_frozen(v) for v in value)
+    if value is None or isinstance(value, (bool, int, float, str, Enum, torch.dtype)):
+        return value
+    raise TypeError
+
+
+def _values(attribute: DataAttribute) -> Hashable:
+    """A column that Avalanche adds to the samples, such as the task label."""
+    data = attribute.data
+    if isinstance(data, ConstantSequence):
+        return attribute.name, data[0], len(data)
+    values = tuple(data)
+    if all(isinstance(value, (int, float)) for value in values):
+        return attribute.name, values
+    return attribute.name, id(data)

@@ -1,0 +1,158 @@
+"""Data read once and kept in memory, as a plugin for Avalanche's strategies."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from avalanche.training.plugins import SupervisedPlugin
+from avalanche.training.templates import SupervisedTemplate
+from torch import Tensor
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from avalanche_hnet.core.checks import at_least
+from avalanche_hnet.data.loader import InMemoryLoader, sampling_of
+from avalanche_hnet.data.store import TensorStore
+
+
+class InMemoryPlugin(SupervisedPlugin):
+    """Serves batches from tensors in memory, in training and in evaluation.
+
+    Avalanche's loaders fetch single samples, transform and collate them anew in each epoch. Here
+    every data set is read once, its transforms applied, onto the strategy's device, and batches
+    are cut out of it. They are those that the strategy's own loader would make, whatever plugins
+    did to it (replay, task balance, …), also under the same random seed. A loader that is neither
+    Avalanche's nor PyTorch's stays as it is, with a warning.
+
+    The place among a strategy's plugins does not matter. The Fisher of :class:`PriorEWCPlugin` and
+    of hypernetworks is computed from memory, too.
+
+    Training data are dropped when the next experience begins, test data are kept, unless they
+    would together exceed the limit; then those used longest ago are dropped. Data sets must not be
+    changed in between.
+
+    ``num_workers`` of ``strategy.train`` and ``eval`` are for the reading only; ``pin_memory`` and
+    ``persistent_workers`` have no effect.
+
+    Args:
+        memory_limit: for all data, in bytes; 4 GiB by default.
+        deterministic: classes of transforms (or of data sets) that give the same sample each time,
+            although torchvision's others of that name do not, or they take random numbers.
+
+    Raises:
+        TypeError, ValueError: if an argument is out of its range. At the start of an experience or
+            its evaluation: if samples are random (random transforms would be frozen, the same in
+            every epoch), are no tensors of one shape, or need more memory than the limit.
+    """
+
+    def __init__(
+        self, memory_limit: int = 4 * 2**30, *, deterministic: Sequence[type] = ()
+    ) -> None:
+        super().__init__()
+        at_least(1, memory_limit=memory_limit)
+        for kind in deterministic:
+            if not isinstance(kind, type):
+                raise TypeError(
+                    "deterministic must be classes, such as [torchvision.transforms.GaussianBlur], "
+                    f"got {kind!r}"
+                )
+        self._store = TensorStore(memory_limit, deterministic)
+
+    def before_train_dataset_adaptation(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
+        """Refuse what cannot be kept, before anything is changed."""
+        dataset = strategy.experience.dataset.train()
+        if len(dataset):
+            self._store.require(dataset, dataset.collate_fn)
+
+    def before_training_exp(
+        self,
+        strategy: SupervisedTemplate,
+        num_workers: int = 0,
+        pin_memory: bool | None = None,
+        persistent_workers: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        """Say what is ignored."""
+        options = {
+            "num_workers": num_workers,
+            "pin_memory": pin_memory,
+            "persistent_workers": persistent_workers,
+        }
+        if ignored := [f"{name}={value}" for name, value in options.items() if value]:
+            warnings.warn(
+                f"{', '.join(ignored)} ignored after the data have been read once: batches come "
+                "from memory",
+                stacklevel=2,
+            )
+
+    def before_training_epoch(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
+        """Replace the loader, after all plugins have made theirs."""
+        self._replace_loader(strategy, training=True)
+
+    def before_eval_exp(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
+        """Replace the loader."""
+        self._replace_loader(strategy, training=False)
+
+    def _replace_loader(self, strategy: SupervisedTemplate, *, training: bool) -> None:
+        loader = strategy.dataloader
+        if isinstance(loader, InMemoryLoader):
+            return
+        sampling = sampling_of(loader)
+        if sampling is None:
+            warnings.warn(
+                f"InMemoryPlugin cannot serve a {type(loader).__name__}, which is no loader of "
+                "Avalanche's or PyTorch's over data of known length; it is left as it is",
+                stacklevel=2,
+            )
+            return
+        if len(sampling.dataset) == 0:
+            return
+        if training:
+            self._store.drop_temporary(but=(sampling.dataset, sampling.collate))
+        columns = self._store.get(
+            sampling.dataset,
+            sampling.collate,
+            strategy.device,
+            num_workers=sampling.num_workers,
+            temporary=training,
+        )
+        strategy.dataloader = InMemoryLoader(sampling, columns, len(loader))
+
+
+def batches_in_order(
+    strategy: SupervisedTemplate, dataset: Any, rows: Tensor | None = None, num_workers: int = 0
+) -> Iterator[list[Tensor]]:
+    """Batches of a data set of the strategy's experience, from memory if it has the plugin.
+
+    Args:
+        strategy: its batch sizes are used, the larger one.
+        dataset: of N samples.
+        rows: numbers of the samples wanted, in this order; all by default.
+        num_workers: processes for the reading.
+    """
+    size = max(strategy.train_mb_size, strategy.eval_mb_size)
+    collate = dataset.collate_fn
+    store = next((p._store for p in strategy.plugins if isinstance(p, InMemoryPlugin)), None)
+    device = strategy.device
+    if store is not None and (rows is None or store.holds(dataset, collate, device)):
+        columns = store.get(dataset, collate, device, num_workers=num_workers, temporary=True)
+        if rows is None:
+            yield from (list(b) for b in zip(*(c.split(size) for c in columns), strict=True))
+        else:
+            for chosen in rows.to(device).split(size):
+                yield [column.index_select(0, chosen) for column in columns]
+        return
+    if rows is not None:
+        dataset = dataset.subset(rows.tolist())
+    loader = DataLoader(
+        dataset,
+        batch_size=size,
+        collate_fn=collate,
+        num_workers=num_workers,
+        generator=torch.Generator(),
+    )
+    for batch in tqdm(loader, desc="Reading", delay=3, disable=None, leave=False):
+        yield [column.to(device) for column in batch]
