@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
@@ -54,6 +55,7 @@ def optimizer_step(
         if not given:
             return {}
         if not differentiable:
+            _use_fused_kernels(twin)
             step(twin)
             torch._foreach_sub_(news, list(given))
             return {p: new.detach() for p, new in zip(given, news, strict=True)}
@@ -193,6 +195,15 @@ def _twin(optimizer: Optimizer, memo: dict[int, Any]) -> Optimizer:
     memo[id(optimizer)] = twin = object.__new__(type(optimizer))
     attributes = {name: value for name, value in vars(optimizer).items() if name != "step"}
     attributes.update({name: {} for name in attributes if name.endswith("_hooks")})
+    if _is_of_pytorch(optimizer):  # which is known to keep all that a step changes in its state
+        attributes["state"] = defaultdict(dict, _copy_of_state(optimizer, memo))
+        attributes["param_groups"] = [
+            {**group, "params": [memo[id(p)] for p in group["params"]]}
+            for group in optimizer.param_groups
+        ]
+        attributes["defaults"] = dict(optimizer.defaults)
+        vars(twin).update(attributes)
+        return twin
     for memory in optimizer.state.values():
         if isinstance(memory, dict):  # faster than deepcopy, and without a history
             tensors = [v for v in memory.values() if isinstance(v, Tensor)]
@@ -202,6 +213,29 @@ def _twin(optimizer: Optimizer, memo: dict[int, Any]) -> Optimizer:
             _twin(value, memo)
     vars(twin).update(copy.deepcopy(attributes, memo))
     return twin
+
+
+def _is_of_pytorch(optimizer: Optimizer) -> bool:
+    return type(optimizer).__module__.startswith("torch.optim.")
+
+
+def _use_fused_kernels(twin: Optimizer) -> None:
+    """Let the step go over the memory once only, unless the user chose how it is to be done."""
+    for group in twin.param_groups:
+        undecided = group.get("fused", False) is None and group.get("foreach") is None
+        if undecided and all(p.is_cpu and p.is_floating_point() for p in group["params"]):
+            group["fused"] = True
+
+
+def _copy_of_state(optimizer: Optimizer, memo: Mapping[int, Any]) -> dict[Any, Any]:
+    return {
+        memo[id(p)]: {
+            name: value.detach().clone() if isinstance(value, Tensor) else copy.copy(value)
+            for name, value in memory.items()
+        }
+        for p, memory in optimizer.state.items()
+        if id(p) in memo
+    }
 
 
 class _NoDetach(TorchFunctionMode):

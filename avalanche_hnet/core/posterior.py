@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any, Literal, get_args
 
 import torch
@@ -103,22 +103,33 @@ class GaussianPosterior:
             self.precision[name].fill_(1 / self.prior_variance)
             self.known[name].zero_()
 
-    def prior_term(self, active: Mapping[str, Tensor]) -> Quadratic:
+    def prior_term(self, active: Mapping[str, Tensor], factor: float = 1.0) -> Quadratic:
         """1/(2σ²) Σ (φᵢ − μ₀ᵢ)² over the active elements that are not known, as a function of φ.
 
         Args:
             active: boolean masks by parameter name; what is missing is inactive.
+            factor: of the sum.
         """
         new = {n: active[n] & ~self.known[n] for n in self.mean if n in active}
+        weight = factor / self.prior_variance
         return Quadratic(
-            {n: mask / self.prior_variance for n, mask in new.items() if mask.any()},
+            {n: weight * mask.to(self.mean[n].dtype) for n, mask in new.items() if mask.any()},
             self._prior_mean,
         )
 
-    def ewc_term(self) -> Quadratic:
-        """½ Σ Λᵢ (φᵢ − φ*ᵢ)² over the known elements, as a function of φ."""
+    def ewc_term(self, factor: float = 1.0, skip: Container[str] = ()) -> Quadratic:
+        """½ Σ Λᵢ (φᵢ − φ*ᵢ)² over the known elements, as a function of φ.
+
+        Args:
+            factor: of the sum.
+            skip: names of parameters that are left out.
+        """
         return Quadratic(
-            {n: self.precision[n] * known for n, known in self.known.items() if known.any()},
+            {
+                n: factor * self.precision[n] * known
+                for n, known in self.known.items()
+                if factor and n not in skip and known.any()
+            },
             self.mean,
         )
 

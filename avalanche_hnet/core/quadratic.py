@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -47,13 +47,31 @@ class _HalfSumOfSquares(torch.autograd.Function):
     ) -> Tensor:
         deviations = torch._foreach_sub(parameters, centres)
         gradients = torch._foreach_mul(deviations, weights)
-        ctx.gradients = gradients
-        products = [
-            g.flatten().dot(d.flatten()) for g, d in zip(gradients, deviations, strict=True)
-        ]
-        return torch.stack(products).sum() / 2
+        products = _dot_products(gradients, deviations)
+        ctx.constants, ctx.gradients = (weights, centres), gradients
+        ctx.save_for_backward(*parameters)
+        return products.sum() / 2
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
-        return None, None, *torch._foreach_mul(ctx.gradients, grad_output)
+        parameters = ctx.saved_tensors  # or an error, if the graph is gone or they have changed
+        # Given away, so that autograd can add other gradients in place.
+        gradients, ctx.gradients = ctx.gradients, None
+        if gradients is None:
+            weights, centres = ctx.constants
+            gradients = torch._foreach_mul(torch._foreach_sub(parameters, centres), weights)
+        # Most often it is 1, and to multiply all gradients by it is a pass over them. On a GPU,
+        # where that is cheap, to look at it would not be.
+        if not (grad_output.is_cpu and grad_output == 1):
+            torch._foreach_mul_(gradients, grad_output)
+        return None, None, *gradients
+
+
+def _dot_products(gradients: Sequence[Tensor], deviations: Sequence[Tensor]) -> Tensor:
+    """Σ w d² of each tensor; d is overwritten."""
+    if gradients[0].is_cpu:  # a pass less over the numbers
+        pairs = zip(gradients, deviations, strict=True)
+        return torch.stack([g.flatten().dot(d.flatten()) for g, d in pairs])
+    torch._foreach_mul_(deviations, gradients)  # as few kernels as possible
+    return torch.stack(torch._foreach_norm(deviations, 1))

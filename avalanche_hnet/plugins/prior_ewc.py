@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Iterator, Mapping
+from math import isfinite
 from typing import Any, get_args
 
 import torch
@@ -12,7 +13,7 @@ from avalanche.models.utils import is_multi_task_module
 from avalanche.training import JointTraining
 from avalanche.training.plugins import SupervisedPlugin
 from avalanche.training.templates import SupervisedTemplate
-from torch import Tensor, nn
+from torch import Tensor
 
 from avalanche_hnet.core.fisher import FisherKind, diagonal_fisher
 from avalanche_hnet.core.likelihoods import Likelihood, resolve_likelihood
@@ -115,6 +116,7 @@ class PriorEWCPlugin(SupervisedPlugin):
         self.posterior = GaussianPosterior(prior_variance, prior_mean)
         self._to_publish: dict[str, Tensor] = {}
         self._dormant: set[str] = set()
+        self._strengths: tuple[float, float] | None = None
 
     def before_train_dataset_adaptation(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
         """Refuse what cannot be trained, before anything is changed."""
@@ -134,23 +136,26 @@ class PriorEWCPlugin(SupervisedPlugin):
 
     def before_training_exp(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
         """Take in the model as it is now, with the heads of this experience."""
-        parameters = dict(strategy.model.named_parameters())
-        self.posterior.align(parameters)
+        self._take_in(strategy)
         if self.train_from_scratch:
             self.posterior.forget()
-        self._prepare_terms(strategy, parameters)
+            self._take_in(strategy)
+
+    def after_eval(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
+        """An evaluation in the middle of an experience may have grown the model."""
+        self._is_outdated = True
 
     def before_backward(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
         """Add the prior's and the earlier experiences' penalties to the loss."""
-        parameters = dict(strategy.model.named_parameters())
-        if self.posterior.align(parameters):  # an evaluation in between has grown the model
-            self._prepare_terms(strategy, parameters)
+        if self._is_outdated:
+            self._take_in(strategy)
         scale = self._likelihood.criterion_scale(strategy._criterion, strategy.mb_output)
-        scale /= len(strategy.experience.dataset)
-        prior = scale * self._prior_term(parameters)
-        ewc = scale * self.ewc_lambda * self._ewc_term(parameters, skip=self._dormant)
+        self._make_terms(scale / self._n_samples)
+        prior, ewc = self._prior_term(self._parameters), self._ewc_term(self._parameters)
         total = strategy.loss + prior + ewc
-        if not total.isfinite():
+        logs = strategy.clock.train_exp_iterations % self.log_every == 0
+        # On a GPU the look at the loss would wait for it. It stays infinite or NaN, once it is.
+        if (logs or total.is_cpu) and not isfinite(total.item()):
             raise ValueError(
                 f"the loss is not finite at iteration {strategy.clock.train_exp_iterations} of "
                 f"experience {strategy.experience.current_experience}: {strategy.loss.item()} "
@@ -158,16 +163,16 @@ class PriorEWCPlugin(SupervisedPlugin):
                 "not been updated with it. A smaller learning rate or ewc_lambda may help"
             )
         strategy.loss = total
-        if strategy.clock.train_exp_iterations % self.log_every == 0:
+        if logs:
             with torch.no_grad():
                 nll = strategy._criterion(strategy.mb_output, strategy.mb_y)
             self._to_publish = {"NLL": nll, "Prior": prior, "EWC": ewc, "Loss": nll + prior + ewc}
 
     def after_backward(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
         """Penalise heads of other tasks from when the loss (of replayed samples) moves them."""
-        if self._dormant:
-            parameters = dict(strategy.model.named_parameters())
-            self._dormant = {n for n in self._dormant if parameters[n].grad is None}
+        if any(self._parameters[name].grad is not None for name in self._dormant):
+            self._dormant = {n for n in self._dormant if self._parameters[n].grad is None}
+            self._strengths = None
 
     def after_training_iteration(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
         """Publish the terms of the loss, every ``log_every`` iterations."""
@@ -199,19 +204,28 @@ class PriorEWCPlugin(SupervisedPlugin):
         log_precision = _select(self.posterior.precision, active).log()
         self._publish_distribution(strategy, "LogPrecision", log_precision)
 
-    def _prepare_terms(
-        self, strategy: SupervisedTemplate, parameters: Mapping[str, nn.Parameter]
-    ) -> None:
-        active = active_elements(strategy.model, strategy.experience)
-        self._prior_term = self.posterior.prior_term(active)
-        self._ewc_term = self.posterior.ewc_term()
+    def _take_in(self, strategy: SupervisedTemplate) -> None:
+        self._parameters = dict(strategy.model.named_parameters())
+        self.posterior.align(self._parameters)
+        self._active = active_elements(strategy.model, strategy.experience)
         # Heads of other tasks lie at their posterior mean. As long as nothing moves them they
         # must not get gradients, not even zeros: an optimizer's momentum would move them.
         self._dormant = {
             name
-            for name, mask in active.items()
-            if not mask.any() and torch.equal(parameters[name], self.posterior.mean[name])
+            for name, mask in self._active.items()
+            if not mask.any() and torch.equal(self._parameters[name], self.posterior.mean[name])
         }
+        self._n_samples = len(strategy.experience.dataset)
+        self._strengths = None
+        self._is_outdated = False
+
+    def _make_terms(self, scale: float) -> None:
+        """Prior and EWC as they enter the loss, made anew when their strengths change."""
+        strengths = scale, scale * self.ewc_lambda
+        if strengths != self._strengths:
+            self._prior_term = self.posterior.prior_term(self._active, strengths[0])
+            self._ewc_term = self.posterior.ewc_term(strengths[1], skip=self._dormant)
+            self._strengths = strengths
 
     def _fisher_rows(self, n_samples: int) -> Tensor | None:
         """Numbers of the samples to take; None for all."""
