@@ -57,9 +57,11 @@ class Deviation(NamedTuple):
             rows: which rows of X count for which task and chunk.
             tasks: the T tasks' numbers.
         """
-        matrix = torch.cat([self.weight_change, self.bias_change[:, None], self.weight], dim=1)
+        change = torch.cat([self.weight_change.T, self.bias_change[None]])
         vectors = torch.cat([F.pad(self.hidden, (0, 1), value=1.0), self.hidden_change], dim=-1)
-        value: Tensor = _SumOfSquares.apply(matrix, vectors.flatten(0, 1), rows, tasks)
+        value: Tensor = _SumOfSquares.apply(
+            change, self.weight.T, vectors.flatten(0, 1), rows, tasks
+        )
         return value
 
 
@@ -94,22 +96,39 @@ class RowClasses:
         self._order = None if contiguous else class_of_row.argsort(stable=True)
         self._sizes: list[int] = class_of_row.bincount().tolist()
         self._count_for_all: list[bool] = (self._owners == SHARED).all(0).tolist()
+        self._constant: tuple[Tensor, int, Tensor, list[Tensor]] | None = None
 
     def in_order(self, matrix: Tensor) -> Tensor:
-        """The matrix (C, …) with the rows of each class next to each other."""
-        return matrix if self._order is None else matrix[self._order]
+        """The matrix (…, C), transposed, with the columns of each class next to each other."""
+        return matrix if self._order is None else matrix.index_select(-1, self._order)
 
     def restored(self, matrix: Tensor) -> Tensor:
         """The inverse of :meth:`in_order`."""
         return (
             matrix
             if self._order is None
-            else torch.empty_like(matrix).index_copy_(0, self._order, matrix)
+            else torch.empty_like(matrix).index_copy_(-1, self._order, matrix)
         )
 
     def classes(self, matrix: Tensor) -> Iterator[Tensor]:
-        """Views of the rows (c, …) of each class of a matrix in order."""
-        return iter(matrix.split(self._sizes))
+        """Views (…, c) of each class of a matrix in order."""
+        return iter(matrix.split(self._sizes, dim=-1))
+
+    def with_grams(self, matrix: Tensor, *, constant: bool) -> tuple[Tensor, list[Tensor]]:
+        """The matrix (…, C) in order, and for each class the products of all pairs of its rows.
+
+        With ``constant``, they are kept until another matrix comes.
+        """
+        kept = self._constant
+        if constant and kept is not None:
+            source, version, ordered, grams = kept
+            if (source.data_ptr(), version) == (matrix.data_ptr(), matrix._version):
+                return ordered, grams
+        ordered = self.in_order(matrix)
+        grams = [_products(part, part) for part in self.classes(ordered)]
+        if constant:
+            self._constant = matrix, matrix._version, ordered, grams
+        return ordered, grams
 
     def counted(self, vectors: Tensor, tasks: Tensor) -> Iterator[Tensor]:
         """For each class, ``vectors`` (T K, …) with zeros where the class does not count."""
@@ -125,32 +144,76 @@ def counts_for(owners: Tensor, tasks: Tensor) -> Tensor:
     return (owners == SHARED) | (owners == tasks[:, None])
 
 
+def _products(a: Tensor, b: Tensor) -> Tensor:
+    """A @ b.T of wide matrices (A, c) and (B, c): in two halves, which can run at once."""
+    half = a.shape[1] // 2
+    if a.stride(1) != 1 or b.stride(1) != 1:
+        return a @ b.T
+    halves = (
+        m.as_strided((2, len(m), half), (half, m.stride(0), 1), m.storage_offset()) for m in (a, b)
+    )
+    left, right = halves
+    product = torch.bmm(left, right.transpose(1, 2)).sum(0)
+    if a.shape[1] % 2:
+        product += a[:, -1:] @ b[:, -1:].T
+    return product
+
+
 class _SumOfSquares(torch.autograd.Function):
-    """tr(XᵀX S) summed over the classes of rows."""
+    """tr(XᵀX S) summed over the classes of rows, of Xᵀ in two parts: [ΔA, Δb]ᵀ and Aᵀ."""
 
     @staticmethod
     def forward(
-        ctx: Any, matrix: Tensor, vectors: Tensor, rows: RowClasses, tasks: Tensor
+        ctx: Any, change: Tensor, weight: Tensor, vectors: Tensor, rows: RowClasses, tasks: Tensor
     ) -> Tensor:
-        ordered = rows.in_order(matrix)
+        change = rows.in_order(change)
+        weight, grams = rows.with_grams(weight, constant=not ctx.needs_input_grad[1])
         value = vectors.new_zeros(())
         vectors_gradient = torch.zeros_like(vectors)
         moments = []
-        for part, counted in zip(rows.classes(ordered), rows.counted(vectors, tasks), strict=True):
-            gram, moment = part.T @ part, counted.T @ vectors
+        for own, other, others_gram, counted in zip(
+            rows.classes(change),
+            rows.classes(weight),
+            grams,
+            rows.counted(vectors, tasks),
+            strict=True,
+        ):
+            mixed = _products(own, other)
+            upper, lower = (_products(own, own), mixed), (mixed.T, others_gram)
+            gram = torch.cat([torch.cat(upper, dim=1), torch.cat(lower, dim=1)])
+            moment = counted.T @ vectors
             value += (gram * moment).sum()
             vectors_gradient += counted @ gram
             moments.append(moment)
-        ctx.save_for_backward(ordered, vectors_gradient, *moments)
+        ctx.save_for_backward(change, weight, vectors_gradient, *moments)
         ctx.rows = rows
         return value
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
-        ordered, vectors_gradient, *moments = ctx.saved_tensors
-        gradient = torch.empty_like(ordered)
-        parts = zip(ctx.rows.classes(ordered), ctx.rows.classes(gradient), moments, strict=True)
-        for part, part_gradient, moment in parts:
-            torch.mm(part, 2 * grad_output * moment, out=part_gradient)
-        return ctx.rows.restored(gradient), 2 * grad_output * vectors_gradient, None, None
+        change, weight, vectors_gradient, *moments = ctx.saved_tensors
+        rows, n = ctx.rows, len(change)
+
+        def gradient(of: slice, like: Tensor) -> Tensor:
+            """2 X S, transposed, of some columns of X."""
+            found = torch.empty_like(like)
+            for part, own, other, moment in zip(
+                rows.classes(found),
+                rows.classes(change),
+                rows.classes(weight),
+                moments,
+                strict=True,
+            ):
+                strengths = 2 * grad_output * moment[of]
+                torch.mm(strengths[:, :n], own, out=part)
+                part.addmm_(strengths[:, n:], other)
+            return rows.restored(found)
+
+        return (
+            gradient(slice(n), change),
+            gradient(slice(n, None), weight) if ctx.needs_input_grad[1] else None,
+            2 * grad_output * vectors_gradient,
+            None,
+            None,
+        )

@@ -154,6 +154,8 @@ class HyperNetwork(nn.Module):
                 if isinstance(module, nn.Linear):
                     normalise_spectrally(module)
         self.to(device=like.device, dtype=like.dtype)
+        # A tall and thin matrix: products with it are much faster if its columns are contiguous.
+        self.output.weight.data = self.output.weight.data.T.contiguous().T
 
     seed: Tensor
     offset: Tensor | None
@@ -244,9 +246,23 @@ class HyperNetwork(nn.Module):
 
     def product(self, factors: Factors) -> Tensor:
         """Weights (T, W) from their factors."""
-        chunks = F.linear(factors.hidden, factors.weight, factors.bias)
-        weights = chunks.flatten(1)[:, : self.layout.n_weights]
+        weights = self._chunks(factors).flatten(1)[:, : self.layout.n_weights]
         return weights if self.offset is None else weights + self.offset
+
+    def uncut(self, task: int) -> Tensor:
+        """The weights of a task, of which the last chunk may reach beyond W.
+
+        As :attr:`layout` does not look beyond, they serve as well, and their gradients take less
+        copying.
+        """
+        factors = self.factors(task)
+        if self.offset is not None:
+            return self.product(factors).view(-1)
+        return self._chunks(factors).view(-1)
+
+    def _chunks(self, factors: Factors) -> Tensor:
+        """Generated weights by chunk (T, K, C)."""
+        return F.linear(factors.hidden, factors.weight, factors.bias)
 
     def _first_module(self, n_inputs: int, n_outputs: int | None = None) -> list[nn.Module]:
         """What takes the inputs in: the first hidden layer, if there is one."""

@@ -6,12 +6,15 @@ import copy
 import inspect
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.overrides import TorchFunctionMode
+
+from avalanche_hnet.core import adam
 
 Lookahead = Literal["optimizer", "sgd"]
 _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
@@ -42,10 +45,15 @@ def optimizer_step(
     """
     step = _bare_step(optimizer)
     given = _gradients(optimizer, gradients)
+    if not differentiable and adam.is_plain(optimizer, given):
+        return adam.changes(optimizer, given)
     gpus = {p.device.index for p in given if p.is_cuda}
-    with torch.set_grad_enabled(differentiable), torch.random.fork_rng(gpus):
+    keeps_random_numbers: AbstractContextManager[None] = (
+        nullcontext() if _is_of_pytorch(optimizer) else torch.random.fork_rng(gpus)
+    )
+    with torch.set_grad_enabled(differentiable), keeps_random_numbers:
         memo: dict[int, Any] = {
-            id(p): _stand_in(p, given.get(p), differentiable)
+            id(p): _stand_in(p, given.get(p), differentiable, _is_of_pytorch(optimizer))
             for group in optimizer.param_groups
             for p in group["params"]
         }
@@ -55,7 +63,6 @@ def optimizer_step(
         if not given:
             return {}
         if not differentiable:
-            _use_fused_kernels(twin)
             step(twin)
             torch._foreach_sub_(news, list(given))
             return {p: new.detach() for p, new in zip(given, news, strict=True)}
@@ -154,11 +161,22 @@ def _gradients(optimizer: Optimizer, gradients: Gradients | None) -> dict[Tensor
     return {p: gradients[p] for p in parameters if p in gradients}
 
 
-def _stand_in(parameter: Tensor, gradient: Tensor | None, differentiable: bool) -> Tensor:
-    """A copy of the parameter and its gradient; connected to both if ``differentiable``."""
+def _stand_in(
+    parameter: Tensor, gradient: Tensor | None, differentiable: bool, reads_gradients: bool
+) -> Tensor:
+    """A copy of the parameter and its gradient; connected to both if ``differentiable``.
+
+    A step that only reads gradients need not have a copy of them.
+    """
     if gradient is None or not differentiable:
         new = parameter.detach().clone().requires_grad_(parameter.requires_grad)
-        new.grad = None if gradient is None else gradient.detach().clone()
+        if gradient is not None:
+            same_layout = gradient.stride() == new.stride()
+            new.grad = (
+                gradient.detach()
+                if reads_gradients and same_layout
+                else torch.empty_like(new).copy_(gradient.detach())
+            )
     else:
         new, new_gradient = parameter.clone(), gradient.clone()
         # Adam's √g² has no derivative where g is zero (dead units) or g² underflows: there autograd
@@ -195,7 +213,7 @@ def _twin(optimizer: Optimizer, memo: dict[int, Any]) -> Optimizer:
     memo[id(optimizer)] = twin = object.__new__(type(optimizer))
     attributes = {name: value for name, value in vars(optimizer).items() if name != "step"}
     attributes.update({name: {} for name in attributes if name.endswith("_hooks")})
-    if _is_of_pytorch(optimizer):  # which is known to keep all that a step changes in its state
+    if _is_of_pytorch(optimizer):
         attributes["state"] = defaultdict(dict, _copy_of_state(optimizer, memo))
         attributes["param_groups"] = [
             {**group, "params": [memo[id(p)] for p in group["params"]]}
@@ -216,15 +234,8 @@ def _twin(optimizer: Optimizer, memo: dict[int, Any]) -> Optimizer:
 
 
 def _is_of_pytorch(optimizer: Optimizer) -> bool:
+    """Whether a step is known to change nothing but parameters and state, and to be exact."""
     return type(optimizer).__module__.startswith("torch.optim.")
-
-
-def _use_fused_kernels(twin: Optimizer) -> None:
-    """Let the step go over the memory once only, unless the user chose how it is to be done."""
-    for group in twin.param_groups:
-        undecided = group.get("fused", False) is None and group.get("foreach") is None
-        if undecided and all(p.is_cpu and p.is_floating_point() for p in group["params"]):
-            group["fused"] = True
 
 
 def _copy_of_state(optimizer: Optimizer, memo: Mapping[int, Any]) -> dict[Any, Any]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+Tensors = tuple[Tensor, ...] | list[Tensor]
 
 
 class Quadratic:
@@ -68,7 +70,7 @@ class _HalfSumOfSquares(torch.autograd.Function):
         return None, None, *gradients
 
 
-def _dot_products(gradients: Sequence[Tensor], deviations: Sequence[Tensor]) -> Tensor:
+def _dot_products(gradients: Tensors, deviations: Tensors) -> Tensor:
     """Σ w d² of each tensor; d is overwritten."""
     if gradients[0].is_cpu:  # a pass less over the numbers
         pairs = zip(gradients, deviations, strict=True)

@@ -54,11 +54,12 @@ class WeightLayout:
         self.n_weights = sum(self._sizes)
 
     def views(self, flat: Tensor) -> dict[str, Tensor]:
-        """Parameters (…, *shape) by name, as views of ``flat`` (…, W)."""
-        parts = flat.split(self._sizes, dim=-1)
+        """Parameters (…, *shape) by name, as views of ``flat`` (…, W) or of its first W columns."""
+        rest = flat.shape[-1] - self.n_weights
+        parts = flat.split([*self._sizes, rest] if rest else self._sizes, dim=-1)
         return {
             name: part.view((*flat.shape[:-1], *shape))
-            for (name, shape), part in zip(self.shapes.items(), parts, strict=True)
+            for (name, shape), part in zip(self.shapes.items(), parts, strict=False)
         }
 
     def flatten(self, tensors: Mapping[str, Tensor]) -> Tensor:

@@ -221,9 +221,10 @@ class HyperModel(MultiTaskModule):
             labels = [index(task_labels)]
         if not labels:
             raise ValueError("x must have at least one sample, got none")
-        given = {**given, **self.generate([t for t in labels if t not in given])}
         if len(labels) == 1:
-            return self._run(x, labels[0], given[labels[0]])
+            (label,) = labels
+            return self._run(x, label, given[label] if label in given else self._one(label))
+        given = {**given, **self.generate([t for t in labels if t not in given])}
         assert isinstance(task_labels, Tensor)
         chosen = [(task_labels == label).nonzero()[:, 0] for label in labels]
         outputs = [
@@ -234,7 +235,7 @@ class HyperModel(MultiTaskModule):
 
     def forward_single_task(self, x: Tensor, task_label: int) -> Tensor:
         """Outputs (B, …) for ``x`` (B, …), all of one task."""
-        return self._run(x, task_label, self._weights([task_label])[0])
+        return self._run(x, task_label, self._one(task_label))
 
     def generate(self, task_labels: Sequence[int]) -> dict[int, Tensor]:
         """The generated weights (W,) of tasks, by task label."""
@@ -389,16 +390,25 @@ class HyperModel(MultiTaskModule):
     def _weights(self, labels: Sequence[int]) -> Tensor:
         """Generated weights (T, W)."""
         numbers = [self.task_number(label) for label in labels]
+        if self._may_be_kept:
+            return self._cache.get(self.hypernetwork, numbers)
+        weights: Tensor = self.hypernetwork(numbers)
+        return weights
+
+    def _one(self, label: int) -> Tensor:
+        """Generated weights of a task, of which the layout may ignore a rest."""
+        if self._may_be_kept:
+            return self._weights([label])[0]
+        return self.hypernetwork.uncut(self.task_number(label))
+
+    @property
+    def _may_be_kept(self) -> bool:
         hypernetwork = self.hypernetwork
-        may_be_kept = not (
-            any(module.training for module in hypernetwork.modules())
-            or torch.is_grad_enabled()
+        return not (
+            torch.is_grad_enabled()
+            or any(module.training for module in hypernetwork.modules())
             or torch.is_autocast_enabled(hypernetwork.output.weight.device.type)
         )
-        weights: Tensor = (
-            self._cache.get(hypernetwork, numbers) if may_be_kept else hypernetwork(numbers)
-        )
-        return weights
 
     def _run(self, x: Tensor, label: int, flat: Tensor) -> Tensor:
         network = self._network(self._tasks[label])

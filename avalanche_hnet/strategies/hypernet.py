@@ -195,11 +195,13 @@ class HypernetTemplate(SupervisedTemplate):
             regularizer = None
         lookahead = None if regularizer is None else regularizer.lookahead
         differentiable = regularizer is not None and regularizer.differentiable_lookahead
-        if not self.loss.isfinite().all():
+        logs = self.clock.train_exp_iterations % self.log_every == 0
+        # On a GPU the look at a loss would wait for it. It stays infinite or NaN, once it is.
+        looks = logs or self.loss.is_cpu
+        if looks and not self.loss.isfinite().all():
             self._refuse(f"task's loss {self.loss.sum().item()}", "learning rate")
         gradients = self._task_gradients(differentiable)
 
-        logs = self.clock.train_exp_iterations % self.log_every == 0
         step: Step = {}
         if self.regularizer is not None and self.regularizer.lookahead == "sgd":
             step = sgd_step(self.optimizer, gradients, differentiable=differentiable)
@@ -218,7 +220,7 @@ class HypernetTemplate(SupervisedTemplate):
                 assert self._resolved_likelihood is not None
                 scale = self._resolved_likelihood.criterion_scale(self._criterion, self.mb_output)
                 penalty = penalty.scaled(scale)
-            if not penalty.value.isfinite():
+            if looks and not penalty.value.isfinite():
                 self._refuse(f"regulariser {penalty.value.item()}", "beta of the regulariser")
             penalty = penalty._replace(gradients=self._with_change(penalty, change))
             for name, gradient in penalty.gradients.items():
@@ -456,7 +458,7 @@ class HypernetTemplate(SupervisedTemplate):
 
 def _accumulate(parameter: nn.Parameter, gradient: Tensor) -> None:
     if parameter.grad is None:
-        parameter.grad = gradient.clone()
+        parameter.grad = torch.empty_like(parameter).copy_(gradient)  # in the parameter's layout
     else:
         parameter.grad += gradient
 

@@ -164,8 +164,7 @@ class OutputRegularizer(Regularizer):
                 value = _plus(value, part.detach())
         assert value is not None
         found = [
-            torch.zeros_like(p) if t is None else t.contiguous()
-            for p, t in zip(wanted, total, strict=True)
+            torch.zeros_like(p) if t is None else t for p, t in zip(wanted, total, strict=True)
         ]
         return Penalty(
             value,
