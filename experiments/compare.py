@@ -18,7 +18,7 @@ from rich.console import Console
 from torch import nn
 from tqdm import tqdm
 
-from avalanche_hnet import TaskInferencePlugin
+from avalanche_hnet import InMemoryPlugin, TaskInferencePlugin
 from experiments.figures import draw_matrices
 from experiments.in_memory import in_memory
 from experiments.methods import make_strategy
@@ -117,6 +117,7 @@ def train(
 def _with_task_told(strategy: SupervisedTemplate, benchmark: CLScenario) -> list[float]:
     """Accuracies of a model that infers tasks, if there is but the right one to choose from."""
     (inference,) = (p for p in strategy.plugins if isinstance(p, TaskInferencePlugin))
+    in_memory_plugins = [p for p in strategy.plugins if isinstance(p, InMemoryPlugin)]
     accuracies = []
     for experience in benchmark.test_stream:
         of_task = inference.options | {"tasks": [experience.task_label]}
@@ -126,7 +127,7 @@ def _with_task_told(strategy: SupervisedTemplate, benchmark: CLScenario) -> list
             criterion=nn.CrossEntropyLoss(),
             eval_mb_size=500,
             device=strategy.device,
-            plugins=[TaskInferencePlugin(**of_task)],
+            plugins=[TaskInferencePlugin(**of_task), *in_memory_plugins],
             evaluator=EvaluationPlugin(accuracy_metrics(experience=True), loggers=[]),
         )
         accuracies += _by_experience(teller.eval([experience]), "Top1_Acc_Exp")

@@ -170,7 +170,7 @@ class HypernetOptions:
     def make_strategy(
         self, model: HyperModel, optimizer: torch.optim.Optimizer, **options: Any
     ) -> HypernetTemplate:
-        """The strategy, with Avalanche's own options."""
+        """The strategy, with other options of its and Avalanche's own."""
         return HypernetTemplate(
             model=model,
             optimizer=optimizer,

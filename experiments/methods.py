@@ -19,11 +19,10 @@ from avalanche.training.plugins import (
 from avalanche.training.templates import SupervisedTemplate
 from torch import nn
 
-from avalanche_hnet import HyperModel, PriorEWCPlugin, TaskInferencePlugin
+from avalanche_hnet import HyperModel, InMemoryPlugin, PriorEWCPlugin, TaskInferencePlugin
 from avalanche_hnet.metrics import task_inference_metrics
 from experiments.iterations import IterationsPlugin
 from experiments.options import Method, Options
-from experiments.tensor_batches import TensorBatchesPlugin
 
 
 def make_strategy(
@@ -47,6 +46,8 @@ def make_strategy(
         IterationsPlugin(iterations),
         LRSchedulerPlugin(half_cosine, step_granularity="iteration"),
     ]
+    if options.in_memory:
+        plugins.append(InMemoryPlugin())
     metrics = [
         accuracy_metrics(epoch=True, experience=True, stream=True),
         loss_metrics(epoch=True, experience=True),
@@ -78,7 +79,6 @@ def make_strategy(
         ),
     }
     if isinstance(model, HyperModel):
-        plugins.insert(0, TensorBatchesPlugin())
-        return options.hypernet.make_strategy(**common)
+        return options.hypernet.make_strategy(in_memory=options.in_memory, **common)
     strategy = JointTraining if method == "joint" else Naive
     return strategy(**common)

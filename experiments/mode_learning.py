@@ -18,6 +18,7 @@ from torch import nn
 
 from avalanche_hnet import (
     BlockMultiHeadClassifier,
+    InMemoryPlugin,
     PriorEWCPlugin,
     TaskInferencePlugin,
 )
@@ -26,7 +27,6 @@ from avalanche_hnet.metrics import task_inference_metrics
 from experiments.iterations import IterationsPlugin
 from experiments.mode_networks import ModeNetwork, mlp
 from experiments.mode_options import GaussianMixtureOptions, ModeMethod
-from experiments.tensor_batches import TensorBatchesPlugin
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def learn(
         model=strategy.model,
         optimizer=strategy.optimizer,
         eval_mb_size=1000,
-        plugins=[TensorBatchesPlugin(), TaskInferencePlugin(**inference)],
+        plugins=[*_memory(options), TaskInferencePlugin(**inference)],
         evaluator=EvaluationPlugin(
             accuracy_metrics(experience=True, stream=True),
             task_inference_metrics(experience=options.infers_tasks(method)),
@@ -104,7 +104,7 @@ def make_strategy(
 ) -> tuple[SupervisedTemplate, dict[str, Any]]:
     """The strategy of the method, and the options of a :class:`TaskInference` for it."""
     n_classes = 6 if options.scenario == "class" else 2
-    plugins: list[SupervisedPlugin] = [TensorBatchesPlugin(), IterationsPlugin(options.iterations)]
+    plugins: list[SupervisedPlugin] = [*_memory(options), IterationsPlugin(options.iterations)]
     common: dict[str, Any] = {
         "criterion": nn.CrossEntropyLoss(),
         "train_mb_size": options.batch_size,
@@ -128,7 +128,10 @@ def make_strategy(
         generated = hypernet.make_model(network)
         rate = hypernet.learning_rate or options.learning_rate
         optimizer = torch.optim.Adam(generated.parameters(), rate)
-        return hypernet.make_strategy(generated, optimizer, log_every=100, **common), inference
+        strategy = hypernet.make_strategy(
+            generated, optimizer, log_every=100, in_memory=options.in_memory, **common
+        )
+        return strategy, inference
 
     n_networks = 3 if method == "separate" else 1
     features = [mlp(options.hidden, options.activation) for _ in range(n_networks)]
@@ -149,6 +152,10 @@ def make_strategy(
     model = ModeNetwork(features, head)
     optimizer = torch.optim.Adam(model.parameters(), options.learning_rate)
     return Naive(model=model, optimizer=optimizer, **common), inference
+
+
+def _memory(options: GaussianMixtureOptions) -> list[InMemoryPlugin]:
+    return [InMemoryPlugin()] if options.in_memory else []
 
 
 def _average(metrics: dict[str, float], name: str) -> float | None:

@@ -64,6 +64,8 @@ class GaussianMixtureOptions:
         default_factory=lambda: HypernetOptions(beta=0.1, hidden=(50, 50), learning_rate=3e-3)
     )
     """Settings of the hypernetwork. In the class scenario it always is multi-head."""
+    in_memory: bool = True
+    """Read the data once and serve them from memory, rather than through Avalanche's loaders."""
     output: Path = Path("runs")
     """Folder in which the run makes a folder of its own."""
 

@@ -67,6 +67,8 @@ class Options:
     """Hold a tenth of the training data out and report on that instead of the test data."""
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
     """Where to train."""
+    in_memory: bool = True
+    """Read the data once and serve them from memory, rather than through Avalanche's loaders."""
     output: Path = Path("runs")
     """Folder in which the run makes a folder of its own."""
 

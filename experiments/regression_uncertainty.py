@@ -33,6 +33,7 @@ from tqdm import tqdm
 from avalanche_hnet import (
     Gaussian,
     GaussianPosterior,
+    InMemoryPlugin,
     PriorEWCPlugin,
     RegressionPrediction,
     predict,
@@ -40,7 +41,6 @@ from avalanche_hnet import (
 from avalanche_hnet.benchmarks import Regression1D
 from avalanche_hnet.metrics import mse_metrics
 from experiments.iterations import IterationsPlugin, ProgressPlugin
-from experiments.tensor_batches import TensorBatchesPlugin
 from experiments.uncertainty_figure import Panel, draw_uncertainty
 from experiments.uncertainty_measures import TaskResult, evaluate, shown_interval
 from experiments.uncertainty_network import GaussianActivation, MultiHeadNetwork
@@ -101,6 +101,8 @@ class UncertaintyOptions:
     """Variance of the prior."""
     prior_mean: Literal["zero", "initial"] = "initial"
     """Mean of the prior. Around zero, units without data lose their place and their variance."""
+    in_memory: bool = True
+    """Read the data once and serve them from memory, rather than through Avalanche's loaders."""
     output: Path = Path("runs")
     """Folder in which the run makes a folder of its own."""
 
@@ -254,7 +256,7 @@ def make_strategy(
         train_mb_size=2**30,
         eval_mb_size=1000,
         plugins=[
-            TensorBatchesPlugin(),
+            *([InMemoryPlugin()] if options.in_memory else []),
             IterationsPlugin(options.iterations),
             LRSchedulerPlugin(half_cosine, step_granularity="iteration"),
             plugin,

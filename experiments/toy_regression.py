@@ -28,13 +28,12 @@ from rich.table import Table
 from torch import nn
 from tqdm import tqdm
 
-from avalanche_hnet import Gaussian, PriorEWCPlugin
+from avalanche_hnet import Gaussian, InMemoryPlugin, PriorEWCPlugin
 from avalanche_hnet.benchmarks import Regression1D
 from avalanche_hnet.metrics import mse_metrics
 from experiments.hypernet import HypernetOptions
 from experiments.iterations import IterationsPlugin, ProgressPlugin
 from experiments.regression_figure import FitsPlugin
-from experiments.tensor_batches import TensorBatchesPlugin
 
 Method = Literal["hypernet", "ewc", "naive", "joint", "from-scratch"]
 
@@ -67,6 +66,8 @@ class ToyRegressionOptions:
         default_factory=lambda: HypernetOptions(embedding_dim=2, beta=0.005, activation="Sigmoid")
     )
     """Settings of the hypernetwork."""
+    in_memory: bool = True
+    """Read the data once and serve them from memory, rather than through Avalanche's loaders."""
     output: Path = Path("runs")
     """Folder in which the run makes a folder of its own."""
 
@@ -123,11 +124,13 @@ def make_strategy(
         "criterion": nn.MSELoss(),
         "train_mb_size": options.batch_size,
         "eval_mb_size": 1000,
-        "plugins": [TensorBatchesPlugin(), IterationsPlugin(n_iterations)],
+        "plugins": [IterationsPlugin(n_iterations)],
         "evaluator": EvaluationPlugin(
             mse_metrics(experience=True, stream=True), loggers=[TensorboardLogger(log_folder)]
         ),
     }
+    if options.in_memory:
+        common["plugins"].append(InMemoryPlugin())
     hypernet = options.hypernet
     is_hypernet = options.method in ("hypernet", "from-scratch")
     network = main_network(options, 3 if is_hypernet and hypernet.multi_head else 1)
@@ -137,7 +140,11 @@ def make_strategy(
         model = hypernet.make_model(network)
         rate = hypernet.learning_rate or options.learning_rate
         return hypernet.make_strategy(
-            model, torch.optim.Adam(model.parameters(), rate), log_every=100, **common
+            model,
+            torch.optim.Adam(model.parameters(), rate),
+            log_every=100,
+            in_memory=options.in_memory,
+            **common,
         )
     if options.method == "ewc":
         common["plugins"].append(

@@ -1,9 +1,44 @@
 import matplotlib
 import pytest
 import torch
+from avalanche.training.templates import BaseSGDTemplate
+
+from avalanche_hnet import InMemoryPlugin
 
 matplotlib.use("Agg")
 torch.set_num_threads(1)
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--in-memory",
+        choices=["on", "off"],
+        help="serve the data of all strategies from memory, or of none; default: as the tests ask",
+    )
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "in_memory: about serving data from memory itself")
+
+
+@pytest.fixture(autouse=True)
+def _in_memory(request, monkeypatch):
+    choice = request.config.getoption("--in-memory")
+    if choice is None or request.node.get_closest_marker("in_memory"):
+        return
+    if choice == "off":
+        for name in ("before_train_dataset_adaptation", "before_training_exp"):
+            monkeypatch.setattr(InMemoryPlugin, name, lambda *_, **__: None)
+        monkeypatch.setattr(InMemoryPlugin, "_replace_loader", lambda *_, **__: None)
+        return
+    original = BaseSGDTemplate.__init__
+
+    def init(self, *args, **kwargs):
+        original(self, *args, **kwargs)
+        if not any(isinstance(plugin, InMemoryPlugin) for plugin in self.plugins):
+            self.plugins.insert(0, InMemoryPlugin())
+
+    monkeypatch.setattr(BaseSGDTemplate, "__init__", init)
 
 
 @pytest.fixture(autouse=True)

@@ -33,7 +33,6 @@ from experiments.results import (
     summary_table,
 )
 from experiments.split_digits import SplitDigitsOptions
-from experiments.tensor_batches import TensorBatches
 
 
 @pytest.fixture(scope="module")
@@ -162,19 +161,6 @@ def test_hypernetwork_with_one_wide_output_layer(tmp_path):
     split_digits.main(options)
     (result,) = results_of(tmp_path, "task", "hypernet")
     assert min(result["matrix"][k][k] for k in range(5)) > 70
-
-
-def test_tensor_batches_are_those_of_a_loader():
-    x, y = torch.arange(10.0), torch.arange(10)
-    batches = TensorBatches([x, y], 4, shuffle=False)
-    assert [b[1].tolist() for b in batches] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
-    assert len(batches) == 3
-    dropped = TensorBatches([x, y], 4, shuffle=True, drop_last=True)
-    assert len(dropped) == 2
-    epochs = [torch.cat([b[1] for b in dropped]).tolist() for _ in range(2)]
-    assert all(len(set(epoch)) == 8 for epoch in epochs)
-    assert epochs[0] != epochs[1]
-    assert all(torch.equal(bx, by.float()) for bx, by in dropped)
 
 
 def test_picture_is_not_empty(run_folder):

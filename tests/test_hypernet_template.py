@@ -1203,3 +1203,39 @@ def test_without_strength_previous_embeddings_stay_constant():
     before = model.hypernetwork.embeddings[0].clone()
     strategy.train(stream[1])
     assert torch.equal(model.hypernetwork.embeddings[0], before)
+
+
+class Layouts(SupervisedPlugin):
+    """Notes whether all gradients are laid out in memory as their parameters."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def before_update(self, strategy, **kwargs):
+        parameters = [p for p in strategy.model.parameters() if p.grad is not None]
+        self.seen.append(all(p.grad.stride() == p.stride() for p in parameters))
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("form", ["direct", "quadratic"])
+@pytest.mark.parametrize("optimizer", [torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD])
+def test_fused_optimizers_take_the_same_steps(form, optimizer):
+    # Fused kernels read memory in order, whatever the layout: all of a parameter must have one.
+    found, layouts = [], Layouts()
+    for fused in (False, True):
+        torch.manual_seed(3)
+        model = hyper_model(hypernet=CHUNKS)
+        assert not model.hypernetwork.output.weight.is_contiguous()
+        strategy = learner(
+            model,
+            FixedTarget(0.1, form=form),
+            layouts,
+            optimizer=optimizer(model.parameters(), 0.01, fused=fused),
+        )
+        for experience in task_stream(3).train_stream:
+            strategy.train(experience)
+        found.append(values(model))
+    assert layouts.seen
+    assert all(layouts.seen)
+    torch.testing.assert_close(*found, rtol=1e-9, atol=1e-11)

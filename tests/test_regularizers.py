@@ -448,7 +448,7 @@ def test_sum_of_squares_counts_what_the_owners_say(data):
         of_found = torch.autograd.grad(3 * found, [matrix, hidden, change])
         of_expected = torch.autograd.grad(3 * expected, [matrix, hidden, change], retain_graph=True)
         torch.testing.assert_close(of_found, of_expected, rtol=1e-9, atol=1e-12)
-    torch.testing.assert_close(rows.restored(rows.in_order(matrix)), matrix)
+    torch.testing.assert_close(rows.restored(rows.in_order(matrix.T)), matrix.T)
 
 
 def test_masks_are_not_used_unless_asked_for():
@@ -505,7 +505,7 @@ def largest_tensor(regularizer, n_tasks, **options):
 @pytest.mark.parametrize("cls", CLASSES)
 def test_memory_of_the_quadratic_form_does_not_grow_with_the_tasks(cls):
     few, many = (largest_tensor(cls(form="quadratic"), n_tasks) for n_tasks in (2, 40))
-    assert few == many == 40 * 31 * (2 * 4 + 1)
+    assert few == many == 40 * 31 * (4 + 1)  # the change of the output layer's weight and bias
     assert largest_tensor(cls(form="direct"), 40) >= 40 * 40 * 31
 
 
@@ -763,16 +763,6 @@ def test_nothing_but_the_penalty_comes_out(cls, options):
         assert (p.grad is None) == (grads[name] is None)
         assert p.grad is None or torch.equal(p.grad, grads[name])
         assert p.requires_grad == (name != "embeddings.0")
-
-
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("cls", CLASSES)
-def test_gradients_are_laid_out_like_those_of_pytorch(cls, form):
-    regularizer = cls(BETA, form=form)
-    penalty = regularizer.penalty(*begin(regularizer, hypernetwork()), through_change=True)
-    for gradients in (penalty.gradients, penalty.change_gradients):
-        for name, gradient in gradients.items():
-            assert gradient.is_contiguous(), name
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ def is_plain(optimizer: Optimizer, gradients: Mapping[Tensor, Tensor]) -> bool:
         return False
     unusual = ("amsgrad", "maximize", "capturable", "differentiable")
     return (
-        all(p in optimizer.state for p in gradients)
+        all("exp_avg" in optimizer.state.get(p, ()) for p in gradients)
         and all(p.is_floating_point() and not g.is_sparse for p, g in gradients.items())
         and not any(
             any(group[name] for name in unusual)

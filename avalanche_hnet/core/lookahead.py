@@ -171,12 +171,13 @@ def _stand_in(
     if gradient is None or not differentiable:
         new = parameter.detach().clone().requires_grad_(parameter.requires_grad)
         if gradient is not None:
-            same_layout = gradient.stride() == new.stride()
-            new.grad = (
-                gradient.detach()
-                if reads_gradients and same_layout
-                else torch.empty_like(new).copy_(gradient.detach())
-            )
+            strided = gradient.layout == torch.strided
+            if reads_gradients and (not strided or gradient.stride() == new.stride()):
+                new.grad = gradient.detach()
+            elif strided:
+                new.grad = torch.empty_like(new).copy_(gradient.detach())
+            else:
+                new.grad = gradient.detach().clone()
     else:
         new, new_gradient = parameter.clone(), gradient.clone()
         # Adam's √g² has no derivative where g is zero (dead units) or g² underflows: there autograd

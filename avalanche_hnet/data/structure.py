@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from enum import Enum
+from inspect import ismethod
 from typing import Any
 
 import numpy as np
@@ -80,15 +81,18 @@ def from_torchvision(transform: object) -> bool:
 
 def _inner(owner: Any) -> Iterator[Any]:
     """The transforms of a container, or of a data set, that applies them one after the other."""
+    if isinstance(owner, nn.Sequential):
+        yield from owner
+        return
     several = getattr(owner, "transforms", None)
     if isinstance(several, Iterable):
         yield from (transform for transform in several if transform is not None)
-    elif callable(several):
+    elif callable(several) and not ismethod(several):
         yield several
     else:
         for name in ("transform", "target_transform"):
             found = getattr(owner, name, None)
-            if callable(found):
+            if callable(found) and not ismethod(found):
                 yield found
 
 
