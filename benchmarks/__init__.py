@@ -1,1 +1,1 @@
-"""Timings, as ratios of things run in turn in one process; run as ``python -m benchmarks.NAME``."""
+"""What everything costs, as ratios of things run in turn: ``python -m benchmarks``."""

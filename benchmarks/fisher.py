@@ -1,68 +1,95 @@
 """What the empirical Fisher costs, in forward and backward passes over the same data.
 
-The single-sample loop and ``vmap`` are timed on one batch and scaled to all of them.
+The single-sample loops and ``vmap`` are timed on one batch and scaled to all of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import copy
+from itertools import count
 
 import torch
-import tyro
 from backpack import backpack, extend
 from backpack.extensions import SumGradSquared
-from rich.console import Console
+from hypnettorch.mnets import MLP
+from hypnettorch.utils.ewc_regularizer import compute_fisher
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from avalanche_hnet import diagonal_fisher
-from benchmarks.timing import ratio_table, run_in_turn
+from benchmarks.networks import lenet, mlp, resnet
+from benchmarks.rows import Function, Limit, Row, in_turn
+from benchmarks.timing import threads
 
-PASS = "one pass"
+PASS = "one forward and backward pass"
 Batches = list[tuple[Tensor, Tensor]]
 
 
-@dataclass(frozen=True)
-class FisherBenchmark:
-    """Settings of the timing."""
+def rows(repeats: int) -> list[Row]:
+    """An MLP and a LeNet against all others, a ResNet-18, and more and more samples and units."""
+    found = []
+    with threads(1):
+        for name, make, shape in (
+            ("MLP 784-400-400-10", lambda: mlp(784, 400, 400, 10), (1, 28, 28)),
+            ("LeNet", lenet, (1, 28, 28)),
+        ):
+            found += _against_others(name, make(), random_batches(128, 8, shape), repeats)
+        for n_batches in (2, 8, 32):
+            batches = random_batches(128, n_batches, (784,))
+            title = f"Fisher of MLP 784-400-400-10, {128 * n_batches} samples"
+            found += _against_a_pass(title, mlp(784, 400, 400, 10), batches, repeats)
+        for width in (100, 400, 1600):
+            batches = random_batches(128, 2, (784,))
+            network = mlp(784, width, width, 10)
+            title = f"Fisher of MLP 784-{width}-{width}-10"
+            found += _against_a_pass(title, network, batches, repeats)
+    with threads(2):
+        batches = random_batches(32, 2, (3, 32, 32))
+        title = "Fisher of ResNet-18, 32×32, batches of 32"
+        found += _against_a_pass(title, resnet().eval(), batches, repeats, Limit(2))
+    return found
 
-    batch_size: int = 128
-    """Samples per batch."""
-    batches: int = 16
-    """Number of batches."""
-    repeats: int = 9
-    """Rounds, of which the table shows median, minimum and maximum."""
+
+def random_batches(batch_size: int, number: int, shape: tuple[int, ...]) -> Batches:
+    """Inputs and labels."""
+    torch.manual_seed(0)
+    return [
+        (torch.randn(batch_size, *shape), torch.randint(10, (batch_size,))) for _ in range(number)
+    ]
 
 
-def mlp() -> nn.Sequential:
-    """784-400-400-10."""
-    return nn.Sequential(
-        nn.Flatten(),
-        nn.Linear(784, 400),
-        nn.ReLU(),
-        nn.Linear(400, 400),
-        nn.ReLU(),
-        nn.Linear(400, 10),
-    )
+def _against_a_pass(
+    title: str, model: nn.Module, batches: Batches, repeats: int, limit: Limit | None = None
+) -> list[Row]:
+    functions: dict[str, Function] = {
+        PASS: lambda: forward_and_backward(model, batches),
+        title: lambda: diagonal_fisher(model, batches),
+    }
+    limits = {title: limit} if limit else {}
+    return in_turn("Fisher", functions, repeats=repeats, limits=limits)
 
 
-def lenet() -> nn.Sequential:
-    """LeNet-5 with ReLU and max pooling."""
-    return nn.Sequential(
-        nn.Conv2d(1, 6, 5, padding=2),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Conv2d(6, 16, 5),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Flatten(),
-        nn.Linear(400, 120),
-        nn.ReLU(),
-        nn.Linear(120, 84),
-        nn.ReLU(),
-        nn.Linear(84, 10),
-    )
+def _against_others(
+    network: str, model: nn.Sequential, batches: Batches, repeats: int
+) -> list[Row]:
+    extended = extend(copy.deepcopy(model))
+    loss = extend(nn.CrossEntropyLoss(reduction="sum"))
+    first = batches[0]
+    fast: dict[str, Function] = {
+        PASS: lambda: forward_and_backward(model, batches),
+        f"diagonal_fisher, {network}": lambda: diagonal_fisher(model, batches),
+        f"BackPACK's SumGradSquared, {network}": lambda: with_backpack(extended, loss, batches),
+    }
+    limits = {f"diagonal_fisher, {network}": Limit(1.5)}
+    found = in_turn("Fisher", fast, repeats=repeats, limits=limits)
+    slow: dict[str, Function] = {
+        PASS: lambda: forward_and_backward(model, batches[:1]),
+        f"vmap of PyTorch, {network}": lambda: with_vmap(model, first),
+        f"single-sample loop, {network}": lambda: one_by_one(model, first),
+    }
+    if network.startswith("MLP"):
+        slow["hypnettorch's compute_fisher, MLP 784-400-400-10"] = authors_fisher(first)
+    return found + in_turn("Fisher", slow, repeats=min(3, repeats))
 
 
 def forward_and_backward(model: nn.Module, batches: Batches) -> None:
@@ -101,35 +128,42 @@ def with_vmap(model: nn.Module, batch: tuple[Tensor, Tensor]) -> None:
         g.square().sum(0)
 
 
-def compare(name: str, make_model: Callable[[], nn.Sequential], options: FisherBenchmark) -> None:
-    """Print the table of one model."""
-    torch.manual_seed(0)
-    model = make_model()
-    extended, loss = extend(make_model()), extend(nn.CrossEntropyLoss(reduction="sum"))
-    batches = [
-        (torch.randn(options.batch_size, 1, 28, 28), torch.randint(10, (options.batch_size,)))
-        for _ in range(options.batches)
-    ]
-    functions: dict[str, Callable[[], object]] = {
-        PASS: lambda: forward_and_backward(model, batches),
-        "diagonal_fisher": lambda: diagonal_fisher(model, batches),
-        "BackPACK": lambda: with_backpack(extended, loss, batches),
-        "vmap": lambda: with_vmap(model, batches[0]),
-        "single-sample loop": lambda: one_by_one(model, batches[0]),
-    }
-    seconds = run_in_turn(functions, options.repeats)
-    for name_of_slow in ("vmap", "single-sample loop"):
-        seconds[name_of_slow] = [options.batches * s for s in seconds[name_of_slow]]
-    title = f"{name}, {options.batches} batches of {options.batch_size}, one thread"
-    Console().print(ratio_table(seconds, PASS, title))
+class _OneBatch:
+    """As much of a data handler of hypnettorch as its Fisher asks for."""
+
+    classification, is_one_hot, out_shape, num_classes = True, True, [10], 10
+
+    def __init__(self, batch: tuple[Tensor, Tensor]) -> None:
+        self.x, self.y = batch[0].flatten(1), nn.functional.one_hot(batch[1], 10).float()
+        self.num_train_samples = len(self.x)
+        self.position = 0
+
+    def next_train_batch(self, size: int, return_ids: bool = False) -> tuple[Tensor, Tensor]:
+        """The next sample."""
+        row = slice(self.position, self.position + size)
+        self.position += size
+        return self.x[row], self.y[row]
+
+    def reset_batch_generator(self, train: bool, test: bool, val: bool) -> None:
+        """Start anew."""
+        self.position = 0
+
+    def input_to_torch_tensor(self, x: Tensor, device: str, mode: str) -> Tensor:
+        """Inputs are tensors already."""
+        return x
+
+    def output_to_torch_tensor(self, y: Tensor, device: str, mode: str) -> Tensor:
+        """Targets are tensors already."""
+        return y
 
 
-def main(options: FisherBenchmark) -> None:
-    """Print a table for each model."""
-    torch.set_num_threads(1)
-    compare("MLP 784-400-400-10", mlp, options)
-    compare("LeNet", lenet, options)
+def authors_fisher(batch: tuple[Tensor, Tensor]) -> Function:
+    """Hypnettorch's loop over samples, with a network of the same size of theirs."""
+    network = MLP(n_in=784, n_out=10, hidden_layers=(400, 400), verbose=False)
+    data = _OneBatch(batch)
+    tasks = count()
 
+    def run() -> None:
+        compute_fisher(next(tasks), data, list(network.parameters()), "cpu", network)
 
-if __name__ == "__main__":
-    main(tyro.cli(FisherBenchmark, description=__doc__))
+    return run

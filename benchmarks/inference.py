@@ -1,35 +1,20 @@
 """Inferring among 50 tasks against 50 forward passes of networks that are there already.
 
-One thread. The hypernetwork's time is given with its weights in the cache (all batches of an
-evaluation but the first) and without (the first: generating included). Peak memory is that of
-processes of their own, all of Python and PyTorch included.
+The hypernetwork's time is given with its weights in the cache (all batches of an evaluation but the
+first) and without (the first: generating included).
 """
 
 from __future__ import annotations
 
-import resource
-import subprocess
-import sys
-from collections.abc import Callable
-
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
 
 from avalanche_hnet import ChunkedHyperNetwork, HyperModel, TaskInference
-from benchmarks.timing import ratio_table, run_in_turn
+from benchmarks.networks import mlp
+from benchmarks.rows import Function, Limit, Row, in_turn
+from benchmarks.timing import threads
 
 N_TASKS = 50
-BATCH_SIZES = (128, 500)
-REPEATS = 7
-MEGABYTE = 2**10  # in the units of ru_maxrss on Linux
-
-
-def make_target(n_hidden: int) -> nn.Sequential:
-    """An MLP for images of 784 pixels and two classes."""
-    layers = [nn.Linear(784, n_hidden), nn.ReLU(), nn.Linear(n_hidden, n_hidden), nn.ReLU()]
-    return nn.Sequential(nn.Flatten(), *layers, nn.Linear(n_hidden, 2))
 
 
 def make_model(target: nn.Module, n_tasks: int) -> HyperModel:
@@ -48,10 +33,10 @@ def make_model(target: nn.Module, n_tasks: int) -> HyperModel:
     return model
 
 
-def functions(n_hidden: int, batch_size: int) -> dict[str, Callable[[], object]]:
+def of_network(n_hidden: int, batch_size: int) -> dict[str, Function]:
     """What is timed."""
     torch.manual_seed(0)
-    target = make_target(n_hidden)
+    target = mlp(784, n_hidden, n_hidden, 2)
     model = make_model(target, N_TASKS)
     networks = [model.main_network(label).eval() for label in range(N_TASKS)]
     inference = TaskInference(model, tasks=range(N_TASKS))
@@ -70,43 +55,18 @@ def functions(n_hidden: int, batch_size: int) -> dict[str, Callable[[], object]]
         outputs: Tensor = inference(x)
         return outputs
 
+    name = f"task inference among {N_TASKS} tasks, 784-{n_hidden}-{n_hidden}-2"
     return {
-        f"{N_TASKS} plain networks": plain,
-        "task inference": lambda: inference(x),
-        "task inference, weights generated anew": uncached,
-        "the hypernetwork's tasks one by one": loop,
+        f"{N_TASKS} forward passes of plain networks, batch of {batch_size}": plain,
+        name: lambda: inference(x),
+        f"{name}, weights generated anew": uncached,
+        f"the hypernetwork's {N_TASKS} tasks one by one": loop,
     }
 
 
-def peak(n_tasks: int) -> None:
-    """Print the peak memory of inferring among so many tasks, in megabytes."""
-    torch.set_num_threads(1)
-    inference = TaskInference(make_model(make_target(400), n_tasks), tasks=range(n_tasks))
-    inference(torch.randn(500, 1, 28, 28))
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / MEGABYTE)
-
-
-def main() -> None:
-    """Print the tables."""
-    torch.set_num_threads(1)
-    console = Console()
-    for n_hidden in (400, 100):
-        for batch_size in BATCH_SIZES:
-            seconds = run_in_turn(functions(n_hidden, batch_size), REPEATS)
-            title = f"784-{n_hidden}-{n_hidden}-2, {N_TASKS} tasks, batch of {batch_size}"
-            console.print(ratio_table(seconds, f"{N_TASKS} plain networks", title))
-    table = Table(title="784-400-400-2, batch of 500: peak memory in megabytes")
-    table.add_column("tasks", justify="right")
-    table.add_column("process", justify="right")
-    for n_tasks in (2, 50, 200, 500):
-        command = [sys.executable, "-m", "benchmarks.inference", str(n_tasks)]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        table.add_row(str(n_tasks), f"{float(done.stdout.split()[-1]):.0f}")
-    console.print(table)
-
-
-if __name__ == "__main__":
-    if len(sys.argv) == 2:
-        peak(int(sys.argv[1]))
-    else:
-        main()
+def rows(repeats: int) -> list[Row]:
+    """With weights in the cache and without, and one task after the other."""
+    with threads(1):
+        functions = of_network(400, 128)
+        limits = {"task inference among 50 tasks, 784-400-400-2": Limit(1.3)}
+        return in_turn("inference", functions, repeats=repeats, limits=limits)

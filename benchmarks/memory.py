@@ -1,7 +1,7 @@
 """Peak memory of a hypernetwork's training iteration with few and many tasks to regularise.
 
-Each row is measured in a process of its own: the peak of its resident memory, all of Python and
-PyTorch included, and how much of it the iterations added to what was there before them.
+Each is measured in a process of its own: the peak of its resident memory, all of Python and
+PyTorch included.
 """
 
 from __future__ import annotations
@@ -11,12 +11,11 @@ import subprocess
 import sys
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import nn
 
 from avalanche_hnet import ChunkedHyperNetwork, FixedTarget
 from avalanche_hnet.core.regularizers import Experience
+from benchmarks.rows import Limit, Row
 
 TASKS = (2, 100)
 FORMS = ("quadratic", "direct")
@@ -29,7 +28,7 @@ def peak() -> float:
 
 
 def measure(form: str, n_tasks: int) -> None:
-    """Print the peaks before and after iterations on a main network of 500,105 weights."""
+    """Print the peak of iterations on a main network of 500,105 weights."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     target = nn.Sequential(
@@ -49,35 +48,30 @@ def measure(form: str, n_tasks: int) -> None:
         torch.func.functional_call(target, weights, (x,)).square().mean().backward()
 
     task_gradient()
-    before = peak()
     regularizer.before_experience(network, Experience(tuple(range(n_tasks)), n_samples=1))
     for _ in range(3):
         task_gradient()
         theta = network.shared_parameters()
         step = {n: -1e-3 * p.grad for n, p in theta.items() if p.grad is not None}
         regularizer.penalty(theta, step)
-    print(before, peak())
+    print(peak())
 
 
-def main() -> None:
-    """Print the table."""
-    table = Table(title="peak memory in megabytes, target of 500,105 weights")
-    for column in ("form", "tasks", "process", "times 2 tasks", "added by the iterations"):
-        table.add_column(column, justify="right")
+def rows(repeats: int) -> list[Row]:
+    """The whole process, with 2 and with 100 tasks, in both forms of the regulariser."""
+    found = []
     for form in FORMS:
-        first = None
+        peaks = []
         for n_tasks in TASKS:
             command = [sys.executable, "-m", "benchmarks.memory", form, str(n_tasks)]
             done = subprocess.run(command, capture_output=True, text=True, check=True)
-            before, after = (float(word) for word in done.stdout.split()[-2:])
-            first = first or after
-            ratio, added = f"{after / first:.3f}", f"{after - before:.0f}"
-            table.add_row(form, str(n_tasks), f"{after:.0f}", ratio, added)
-    Console().print(table)
+            peaks.append(float(done.stdout.split()[-1]))
+        few, many = (f"{form} form, 500,105 weights, {n} tasks" for n in TASKS)
+        ratio = peaks[1] / peaks[0]
+        limit = Limit(1.1) if form == "quadratic" else None
+        found.append(Row("memory", many, few, [ratio], peaks[1], "MB", limit=limit))
+    return found
 
 
 if __name__ == "__main__":
-    if len(sys.argv) == 3:
-        measure(sys.argv[1], int(sys.argv[2]))
-    else:
-        main()
+    measure(sys.argv[1], int(sys.argv[2]))

@@ -2,21 +2,16 @@
 
 On a main network of 141 weights, against hypnettorch: its fix-target regulariser, whose targets are
 stored, and the loop over all outputs by which its authors evaluated the Jacobian one. On a main
-network 784-400-400-2 with chunks, against the direct form on all tasks at once.
+network 784-400-400-2 with chunks, against fewer tasks and against the direct form.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
-import tyro
 from hypnettorch.hnets import HMLP
 from hypnettorch.utils.hnet_regularizer import calc_fix_target_reg, get_current_targets
-from rich.console import Console
-from torch import nn
 
 from avalanche_hnet import (
     ChunkedHyperNetwork,
@@ -26,36 +21,26 @@ from avalanche_hnet import (
     ValuePreserving,
 )
 from avalanche_hnet.core.regularizers import Experience, OutputRegularizer, Penalty
-from benchmarks.timing import ratio_table, repeated, run_in_turn
+from benchmarks.networks import mlp
+from benchmarks.rows import Function, Limit, Row, in_turn
+from benchmarks.timing import threads
 
 SMALL, LARGE = (1, 10, 10, 1), (784, 400, 400, 2)
-Function = Callable[[], object]
-
-
-@dataclass(frozen=True)
-class RegularizersBenchmark:
-    """Settings of the timing."""
-
-    repeats: int = 9
-    """Rounds, of which the tables show median, minimum and maximum."""
-
-
-def mlp(sizes: tuple[int, ...]) -> nn.Sequential:
-    """A main network of these widths."""
-    layers: list[nn.Module] = []
-    for n_in, n_out in pairwise(sizes):
-        layers += [nn.Linear(n_in, n_out), nn.ReLU()]
-    return nn.Sequential(*layers[:-1])
+KINDS: dict[str, Callable[[], OutputRegularizer]] = {
+    "fix-target": FixedTarget,
+    "Jacobian": Jacobian,
+    "value-preserving": ValuePreserving,
+}
 
 
 def hypernetwork(sizes: tuple[int, ...], n_tasks: int) -> HyperNetwork:
     """With chunks of 42,000 and hidden layers of 10 and 10 for the large main network."""
     torch.manual_seed(0)
     if sizes == SMALL:
-        network = HyperNetwork(mlp(SMALL), embedding_dim=2, hidden=(10, 10))
+        network = HyperNetwork(mlp(*SMALL), embedding_dim=2, hidden=(10, 10))
     else:
         network = ChunkedHyperNetwork(
-            mlp(LARGE),
+            mlp(*LARGE),
             chunk_size=42_000,
             chunk_embedding_dim=96,
             embedding_dim=96,
@@ -85,7 +70,7 @@ def after_a_step(
 
 def authors_network(n_tasks: int) -> HMLP:
     """Like the small hypernetwork."""
-    shapes = [list(p.shape) for p in mlp(SMALL).parameters()]
+    shapes = [list(p.shape) for p in mlp(*SMALL).parameters()]
     return HMLP(shapes, cond_in_size=2, layers=(10, 10), num_cond_embs=n_tasks + 1, verbose=False)
 
 
@@ -121,19 +106,6 @@ def authors_jacobian(n_tasks: int) -> Function:
     return run
 
 
-def all_tasks_at_once(network: HyperNetwork, n_tasks: int) -> Function:
-    """Fix-target in its plain form: (T, W) weights and targets."""
-    with torch.no_grad():
-        targets = network(range(n_tasks))
-    theta = list(network.shared_parameters().values())
-
-    def run() -> None:
-        value = (network(range(n_tasks)) - targets).square().sum() / n_tasks
-        torch.autograd.grad(value, theta)
-
-    return run
-
-
 def with_fisher(network: HyperNetwork, n_tasks: int) -> FixedTarget:
     """Fix-target with Fisher weights for each task."""
     regularizer = FixedTarget(fisher_weights=True)
@@ -142,74 +114,50 @@ def with_fisher(network: HyperNetwork, n_tasks: int) -> FixedTarget:
     return regularizer
 
 
-def gradient_error(kind: Callable[[], OutputRegularizer], n_tasks: int) -> float:
-    """Relative error of the float32 gradient to that in float64."""
-    exact, rounded = (
-        torch.cat([g.flatten().double() for g in run().gradients.values()])
-        for dtype in (torch.float64, torch.float32)
-        for run in [after_a_step(kind(), hypernetwork(LARGE, n_tasks).to(dtype), n_tasks)]
-    )
-    return float((rounded - exact).norm() / exact.norm())
-
-
-def main(options: RegularizersBenchmark) -> None:
-    """Print all tables."""
-    torch.set_num_threads(1)
-    console = Console()
-
-    def show(title: str, reference: str, functions: dict[str, Function], repeats: int) -> None:
-        loops = {name: repeated(function, 0.02) for name, function in functions.items()}
-        seconds = run_in_turn({name: run for name, (run, _) in loops.items()}, repeats)
-        seconds = {n: [s / loops[n][1] for s in times] for n, times in seconds.items()}
-        console.print(ratio_table(seconds, reference, f"{title}, one thread"))
-
-    for n_tasks in (2, 10, 50):
-        network = hypernetwork(SMALL, n_tasks)
-        functions: dict[str, Function] = {
-            "stored targets": after_a_step(FixedTarget(targets="stored"), network, n_tasks),
-            "recomputed targets": after_a_step(FixedTarget(), network, n_tasks),
-            "hypnettorch": authors_fixed_target(n_tasks),
-        }
-        title = f"fix-target, 141 outputs, {n_tasks} tasks"
-        show(title, "stored targets", functions, options.repeats)
-    for n_tasks in (2, 10, 50):
+def rows(repeats: int) -> list[Row]:
+    """Small networks against the authors' code, large ones against their own direct form."""
+    found = []
+    with threads(1):
+        for n_tasks in (2, 10, 50):
+            suffix = f", 141 weights, {n_tasks} tasks"
+            ours = after_a_step(
+                FixedTarget(targets="stored"), hypernetwork(SMALL, n_tasks), n_tasks
+            )
+            functions: dict[str, Function] = {
+                f"fix-target{suffix}": ours,
+                f"hypnettorch's fix-target{suffix}": authors_fixed_target(n_tasks),
+            }
+            found += in_turn("regularisers", functions, repeats=repeats)
+            functions = {
+                f"Jacobian{suffix}": after_a_step(
+                    Jacobian(), hypernetwork(SMALL, n_tasks), n_tasks
+                ),
+                f"the authors' loop over outputs{suffix}": authors_jacobian(n_tasks),
+            }
+            found += in_turn("regularisers", functions, repeats=1 if n_tasks == 50 else 2)
+        for name, kind in KINDS.items():
+            functions = {
+                f"{name}, 475,202 weights, {n} tasks": after_a_step(
+                    kind(), hypernetwork(LARGE, n), n
+                )
+                for n in (2, 10, 100)
+            }
+            limits = {f"{name}, 475,202 weights, 100 tasks": Limit(1.2)}
+            found += in_turn("number of tasks", functions, repeats=2 * repeats, limits=limits)
+        name = "fix-target, 475,202 weights, 100 tasks"
         functions = {
-            "Jacobian": after_a_step(Jacobian(), hypernetwork(SMALL, n_tasks), n_tasks),
-            "loop over outputs": authors_jacobian(n_tasks),
+            name: after_a_step(FixedTarget(), hypernetwork(LARGE, 100), 100),
+            "the same in the direct form": after_a_step(
+                FixedTarget(form="direct"), hypernetwork(LARGE, 100), 100
+            ),
         }
-        show(
-            f"Jacobian, 141 outputs, {n_tasks} tasks",
-            "Jacobian",
-            functions,
-            min(3, options.repeats),
-        )
-
-    kinds: dict[str, Callable[[], OutputRegularizer]] = {
-        "fix-target": FixedTarget,
-        "Jacobian": Jacobian,
-        "value-preserving": ValuePreserving,
-    }
-    for name, kind in kinds.items():
+        found += in_turn("regularisers", functions, repeats=2)
+        network = hypernetwork(LARGE, 10)
         functions = {
-            f"{n} tasks": after_a_step(kind(), hypernetwork(LARGE, n), n) for n in (2, 10, 100)
+            "fix-target, 475,202 weights, 10 tasks": after_a_step(
+                FixedTarget(), hypernetwork(LARGE, 10), 10
+            ),
+            "the same with Fisher weights": after_a_step(with_fisher(network, 10), network, 10),
         }
-        title = f"{name}, 475,202 outputs, quadratic form"
-        show(title, "2 tasks", functions, options.repeats)
-        errors = ", ".join(f"{gradient_error(kind, n):.1e} ({n} tasks)" for n in (2, 100))
-        console.print(f"relative error of its gradient in float32: {errors}\n")
-    functions = {
-        "quadratic form": after_a_step(FixedTarget(), hypernetwork(LARGE, 100), 100),
-        "direct form": after_a_step(FixedTarget(form="direct"), hypernetwork(LARGE, 100), 100),
-        "all tasks at once": all_tasks_at_once(hypernetwork(LARGE, 100), 100),
-    }
-    show("fix-target, 475,202 outputs, 100 tasks", "quadratic form", functions, 3)
-    network = hypernetwork(LARGE, 10)
-    functions = {
-        "quadratic form": after_a_step(FixedTarget(), hypernetwork(LARGE, 10), 10),
-        "with Fisher weights": after_a_step(with_fisher(network, 10), network, 10),
-    }
-    show("fix-target, 475,202 outputs, 10 tasks", "quadratic form", functions, options.repeats)
-
-
-if __name__ == "__main__":
-    main(tyro.cli(RegularizersBenchmark, description=__doc__))
+        found += in_turn("regularisers", functions, repeats=repeats)
+    return found

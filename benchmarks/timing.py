@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from statistics import median
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 
-from rich.table import Table
+import torch
 
 
 def run_in_turn(
@@ -18,6 +18,7 @@ def run_in_turn(
         for name, function in functions.items():
             start = time.perf_counter()
             function()
+            _wait()
             if round_ > 0:
                 seconds[name].append(time.perf_counter() - start)
     return seconds
@@ -37,14 +38,17 @@ def repeated(function: Callable[[], object], at_least: float) -> tuple[Callable[
     return run, times
 
 
-def ratio_table(seconds: Mapping[str, list[float]], reference: str, title: str) -> Table:
-    """Median, minimum and maximum over rounds of each function's time to the reference's."""
-    table = Table(title=title)
-    table.add_column("")
-    for column in ("milliseconds", f"times {reference}", "minimum", "maximum"):
-        table.add_column(column, justify="right")
-    for name, times in seconds.items():
-        ratios = [t / r for t, r in zip(times, seconds[reference], strict=True)]
-        values = (median(ratios), min(ratios), max(ratios))
-        table.add_row(name, f"{1e3 * median(times):.1f}", *(f"{v:.2f}" for v in values))
-    return table
+@contextmanager
+def threads(number: int) -> Iterator[None]:
+    """So many threads for PyTorch inside."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()

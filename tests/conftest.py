@@ -1,3 +1,5 @@
+import functools
+
 import matplotlib
 import pytest
 import torch
@@ -33,6 +35,7 @@ def _in_memory(request, monkeypatch):
         return
     original = BaseSGDTemplate.__init__
 
+    @functools.wraps(original)
     def init(self, *args, **kwargs):
         original(self, *args, **kwargs)
         if not any(isinstance(plugin, InMemoryPlugin) for plugin in self.plugins):

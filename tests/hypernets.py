@@ -153,7 +153,7 @@ class AuthorsLoop:
             z = torch.cat([chunk, embedding])
             for layer in ("trunk.0", "trunk.2"):
                 z = torch.tanh(weights[f"{layer}.weight"] @ z + weights[f"{layer}.bias"])
-            pieces.append(weights["output.weight"] @ z + weights["output.bias"])
+            pieces.append(z @ weights["output.weight"] + weights["output.bias"])
         return torch.cat(pieces)[: sum(self.sizes)]
 
     def outputs(self, flat, x, task):

@@ -78,8 +78,13 @@ def authors(hypernetwork, activation):
     names = [n for part in order for n in parameters if n.split(".")[0] == part]
     with torch.no_grad():
         for name, parameter in zip(names, theirs.internal_params, strict=True):
-            parameter.copy_(parameters[name])
+            parameter.copy_(as_theirs(name, parameters[name]))
     return theirs, names
+
+
+def as_theirs(name, tensor):
+    """Of our output layer they have the transpose."""
+    return tensor.T if name == "output.weight" else tensor
 
 
 def loop_weights(hypernetwork, task, parameters, activation=torch.tanh):
@@ -94,7 +99,7 @@ def loop_weights(hypernetwork, task, parameters, activation=torch.tanh):
         for layer in layers:
             weight, bias = (parameters[f"trunk.{layer}.{p}"] for p in ("weight", "bias"))
             z = activation(weight @ z + bias)
-        chunks.append(parameters["output.weight"] @ z + parameters["output.bias"])
+        chunks.append(z @ parameters["output.weight"] + parameters["output.bias"])
     return torch.cat(chunks)[: hypernetwork.layout.n_weights]
 
 
@@ -490,7 +495,7 @@ def test_hyperfan_gives_units_of_chunks_a_variance_that_suits_their_weights():
         [torch.full((n,), v) for n, v in ((40, 1 / 5), (8, 1.0), (32, 1 / 8), (4, 1.0))]
     )
     second_moment = 0.5  # of ReLU
-    found = 3000 * second_moment * hypernetwork.output.weight.square().mean(1)
+    found = 3000 * second_moment * hypernetwork.output.weight.square().mean(0)
     for unit, variance in enumerate(found.tolist()):
         of_unit = wanted[unit :: hypernetwork.chunk_size]  # one weight in each chunk
         # up to twice as much where no bias takes its half
@@ -504,7 +509,7 @@ def test_hyperfan_agrees_with_the_authors():
     theirs, _ = authors(hypernetwork, nn.ReLU())
     theirs.apply_hyperfan_init(method="in", mnet=main_network)
     sizes = [shape.numel() for shape in hypernetwork.layout.shapes.values()]
-    ours = hypernetwork.output.weight.square().split(sizes)
+    ours = hypernetwork.output.weight.T.square().split(sizes)
     # Their hidden units have a second moment of 1, that of the embeddings; ours of 1/2.
     for our, their in zip(ours, theirs.layer_weight_tensors[-1].square().split(sizes), strict=True):
         assert our.mean().item() == pytest.approx(2 * their.mean().item(), rel=0.05)

@@ -12,11 +12,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from avalanche_hnet import EWC, FixedTarget, Jacobian, ValuePreserving
-from avalanche_hnet.core.deviation import SHARED, UNUSED, Deviation, RowClasses
+from avalanche_hnet.core.deviation import SHARED, UNUSED, Deviation, UnitClasses
 from avalanche_hnet.core.regularizers import Experience, output
 from avalanche_hnet.core.regularizers.base import Penalty
 from tests.oracles import assert_close
-from tests.test_hypernetworks import authors, loop_weights, make
+from tests.test_hypernetworks import as_theirs, authors, loop_weights, make
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -186,7 +186,7 @@ def test_fixed_target_equals_the_authors(kind, options, previous):
     theta = [n for n in names if n in ours.shared_parameters()]
     of_tasks = [n for n in names if n not in theta]
     if change is not None:
-        arguments["dTheta"] = [change[n] for n in theta]
+        arguments["dTheta"] = [as_theirs(n, change[n]) for n in theta]
         if regularizer.train_previous_embeddings:
             zero = {n: torch.zeros_like(p) for n, p in ours.named_parameters()}
             arguments["dTembs"] = [(zero | change)[n] for n in of_tasks]
@@ -199,7 +199,7 @@ def test_fixed_target_equals_the_authors(kind, options, previous):
         arguments["fisher_estimates"] = [[*ours.layout.views(f).values()] for f in fisher]
     value = theirs.calc_fix_target_reg(now, 3, **arguments)
     value.backward()
-    gradients = {n: p.grad for n, p in zip(names, now.internal_params, strict=True)}
+    gradients = {n: as_theirs(n, p.grad) for n, p in zip(names, now.internal_params, strict=True)}
     expected = Penalty(value.detach(), {n: gradients[n] for n in parameters}, {})
     assert_penalty(found, expected)
 
@@ -216,10 +216,10 @@ def test_value_preserving_equals_the_authors(kind, form):
         now,
         3,
         targets=[now.forward(cond_id=task) for task in range(3)],
-        dTheta=[change[n] for n in names if n in parameters],
+        dTheta=[as_theirs(n, change[n]) for n in names if n in parameters],
     )
     value.backward()
-    gradients = {n: p.grad for n, p in zip(names, now.internal_params, strict=True)}
+    gradients = {n: as_theirs(n, p.grad) for n, p in zip(names, now.internal_params, strict=True)}
     expected = Penalty(value.detach(), {n: gradients[n] for n in parameters}, {})
     assert_penalty(regularizer.penalty(parameters, change), expected)
 
@@ -426,7 +426,7 @@ def test_sum_of_squares_counts_what_the_owners_say(data):
     matrix = torch.randn(chunk_size, 5, requires_grad=True)
     hidden, change = torch.randn(2, len(tasks), n_chunks, 2, requires_grad=True).unbind()
     vectors = torch.cat([hidden, torch.ones_like(hidden[..., :1]), change], dim=-1)
-    deviation = Deviation(matrix[:, 3:], matrix[:, :2], matrix[:, 2], hidden, change)
+    deviation = Deviation(matrix[:, 3:].T, matrix[:, :2].T, matrix[:, 2], hidden, change)
 
     value = 0.0
     weights = deviation.weights(n_weights)
@@ -441,7 +441,7 @@ def test_sum_of_squares_counts_what_the_owners_say(data):
             if owner in (SHARED, task):
                 value = value + of_task[i] ** 2
     expected = torch.as_tensor(value)
-    rows = RowClasses(masks, chunk_size)
+    rows = UnitClasses(masks, chunk_size)
     found = deviation.sum_of_squares(rows, tasks)
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
     if expected.requires_grad:

@@ -3,14 +3,14 @@
 The output layer of a hypernetwork is linear, so the difference between two sets of weights is, for
 task j and chunk k,
 
-    d_jk = X v_jk,    X = [ΔA, Δb, A],    v_jk = [z_jk; 1; Δz_jk],
+    d_jk = v_jk X,    X = [ΔA; Δb; A],    v_jk = [z_jk, 1, Δz_jk],
 
-with the output layer's weight A (C × r) and bias b, its inputs z_jk, and their changes. Therefore
+with the output layer's weight A (r × C) and bias b, its inputs z_jk, and their changes. Therefore
 
-    Σ_jk ‖d_jk‖² = tr(XᵀX S),    S = Σ_jk v_jk v_jkᵀ,
+    Σ_jk ‖d_jk‖² = tr(XXᵀ S),    S = Σ_jk v_jkᵀ v_jk,
 
-whose cost hardly depends on the number of tasks: X, with its C rows, enters two products of size
-C (2r+1)², one for the value and one for the gradient 2 X S.
+whose cost hardly depends on the number of tasks: X, with its C columns, enters two products of
+size C (2r+1)², one for the value and one for the gradient 2 S X.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ SHARED, UNUSED = -1, -2
 
 
 class Deviation(NamedTuple):
-    """d_jk = ΔA z_jk + Δb + A Δz_jk for T tasks and K chunks of C weights.
+    """d_jk = z_jk ΔA + Δb + Δz_jk A for T tasks and K chunks of C weights.
 
     Attributes:
-        weight: A (C, r).
-        weight_change: ΔA (C, r).
+        weight: A (r, C).
+        weight_change: ΔA (r, C).
         bias_change: Δb (C,).
         hidden: z (T, K, r).
         hidden_change: Δz (T, K, r).
@@ -45,32 +45,32 @@ class Deviation(NamedTuple):
 
     def weights(self, n_weights: int) -> Tensor:
         """All deviations themselves, (T, W): the direct form."""
-        direct = F.linear(self.hidden, self.weight_change, self.bias_change)
-        return (direct + F.linear(self.hidden_change, self.weight)).flatten(1)[:, :n_weights]
+        direct = F.linear(self.hidden, self.weight_change.T, self.bias_change)
+        return (direct + self.hidden_change @ self.weight).flatten(1)[:, :n_weights]
 
-    def sum_of_squares(self, rows: RowClasses, tasks: Tensor) -> Tensor:
+    def sum_of_squares(self, units: UnitClasses, tasks: Tensor) -> Tensor:
         """Σ_jk ‖d_jk‖² over the weights that count for each task: the quadratic form.
 
         Can be differentiated once.
 
         Args:
-            rows: which rows of X count for which task and chunk.
+            units: which columns of X count for which task and chunk.
             tasks: the T tasks' numbers.
         """
-        change = torch.cat([self.weight_change.T, self.bias_change[None]])
+        change = torch.cat([self.weight_change, self.bias_change[None]])
         vectors = torch.cat([F.pad(self.hidden, (0, 1), value=1.0), self.hidden_change], dim=-1)
         value: Tensor = _SumOfSquares.apply(
-            change, self.weight.T, vectors.flatten(0, 1), rows, tasks
+            change, self.weight, vectors.flatten(0, 1), units, tasks
         )
         return value
 
 
-class RowClasses:
-    """The rows of the output layer, grouped by the tasks and chunks for which they count.
+class UnitClasses:
+    """The units of the output layer, grouped by the tasks and chunks for which they count.
 
-    Row i of the output layer generates weight k C + i in chunk k. A weight counts for all tasks,
+    Unit i of the output layer generates weight k C + i in chunk k. A weight counts for all tasks,
     for one (weights of its own output units) or for none (units of no task, and what lies beyond
-    the last weight). Rows that agree in this for all chunks are one class: all products together
+    the last weight). Units that agree in this for all chunks are one class: all products together
     cost as much as those over the whole layer, however many classes there are.
 
     Args:
@@ -80,26 +80,26 @@ class RowClasses:
 
     def __init__(self, owners: Tensor, chunk_size: int) -> None:
         padding = -len(owners) % chunk_size
-        by_row = F.pad(owners, (0, padding), value=UNUSED).view(-1, chunk_size)  # (K, C)
-        if len(by_row) == 1:  # much faster than along a dimension
-            kinds, class_of_row = by_row[0].unique(return_inverse=True)
+        by_unit = F.pad(owners, (0, padding), value=UNUSED).view(-1, chunk_size)  # (K, C)
+        if len(by_unit) == 1:  # much faster than along a dimension
+            kinds, class_of_unit = by_unit[0].unique(return_inverse=True)
             kinds = kinds[None]
         else:
-            kinds, class_of_row = by_row.unique(dim=1, return_inverse=True)
-        # In order of appearance, so that contiguous classes need no reordering of rows.
-        first_row = torch.full((kinds.shape[1],), chunk_size, device=owners.device)
-        every_row = torch.arange(chunk_size, device=owners.device)
-        rank = first_row.scatter_reduce(0, class_of_row, every_row, "amin").argsort()
-        class_of_row = rank.argsort()[class_of_row]
+            kinds, class_of_unit = by_unit.unique(dim=1, return_inverse=True)
+        # In order of appearance, so that contiguous classes need no reordering of units.
+        first_unit = torch.full((kinds.shape[1],), chunk_size, device=owners.device)
+        every_unit = torch.arange(chunk_size, device=owners.device)
+        rank = first_unit.scatter_reduce(0, class_of_unit, every_unit, "amin").argsort()
+        class_of_unit = rank.argsort()[class_of_unit]
         self._owners = kinds[:, rank]  # (K, classes)
-        contiguous = bool((class_of_row[1:] >= class_of_row[:-1]).all())
-        self._order = None if contiguous else class_of_row.argsort(stable=True)
-        self._sizes: list[int] = class_of_row.bincount().tolist()
+        contiguous = bool((class_of_unit[1:] >= class_of_unit[:-1]).all())
+        self._order = None if contiguous else class_of_unit.argsort(stable=True)
+        self._sizes: list[int] = class_of_unit.bincount().tolist()
         self._count_for_all: list[bool] = (self._owners == SHARED).all(0).tolist()
         self._constant: tuple[Tensor, int, Tensor, list[Tensor]] | None = None
 
     def in_order(self, matrix: Tensor) -> Tensor:
-        """The matrix (…, C), transposed, with the columns of each class next to each other."""
+        """The matrix (…, C) with the columns of each class next to each other."""
         return matrix if self._order is None else matrix.index_select(-1, self._order)
 
     def restored(self, matrix: Tensor) -> Tensor:
@@ -115,7 +115,7 @@ class RowClasses:
         return iter(matrix.split(self._sizes, dim=-1))
 
     def with_grams(self, matrix: Tensor, *, constant: bool) -> tuple[Tensor, list[Tensor]]:
-        """The matrix (…, C) in order, and for each class the products of all pairs of its rows.
+        """The matrix (…, C) in order, and for each class the products of all pairs of its units.
 
         With ``constant``, they are kept until another matrix comes.
         """
@@ -160,22 +160,22 @@ def _products(a: Tensor, b: Tensor) -> Tensor:
 
 
 class _SumOfSquares(torch.autograd.Function):
-    """tr(XᵀX S) summed over the classes of rows, of Xᵀ in two parts: [ΔA, Δb]ᵀ and Aᵀ."""
+    """tr(XXᵀ S) summed over the classes of units, of X in two parts: [ΔA; Δb] and A."""
 
     @staticmethod
     def forward(
-        ctx: Any, change: Tensor, weight: Tensor, vectors: Tensor, rows: RowClasses, tasks: Tensor
+        ctx: Any, change: Tensor, weight: Tensor, vectors: Tensor, units: UnitClasses, tasks: Tensor
     ) -> Tensor:
-        change = rows.in_order(change)
-        weight, grams = rows.with_grams(weight, constant=not ctx.needs_input_grad[1])
+        change = units.in_order(change)
+        weight, grams = units.with_grams(weight, constant=not ctx.needs_input_grad[1])
         value = vectors.new_zeros(())
         vectors_gradient = torch.zeros_like(vectors)
         moments = []
         for own, other, others_gram, counted in zip(
-            rows.classes(change),
-            rows.classes(weight),
+            units.classes(change),
+            units.classes(weight),
             grams,
-            rows.counted(vectors, tasks),
+            units.counted(vectors, tasks),
             strict=True,
         ):
             mixed = _products(own, other)
@@ -186,29 +186,29 @@ class _SumOfSquares(torch.autograd.Function):
             vectors_gradient += counted @ gram
             moments.append(moment)
         ctx.save_for_backward(change, weight, vectors_gradient, *moments)
-        ctx.rows = rows
+        ctx.units = units
         return value
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
         change, weight, vectors_gradient, *moments = ctx.saved_tensors
-        rows, n = ctx.rows, len(change)
+        units, n = ctx.units, len(change)
 
         def gradient(of: slice, like: Tensor) -> Tensor:
-            """2 X S, transposed, of some columns of X."""
+            """2 S X of some rows of X."""
             found = torch.empty_like(like)
             for part, own, other, moment in zip(
-                rows.classes(found),
-                rows.classes(change),
-                rows.classes(weight),
+                units.classes(found),
+                units.classes(change),
+                units.classes(weight),
                 moments,
                 strict=True,
             ):
                 strengths = 2 * grad_output * moment[of]
                 torch.mm(strengths[:, :n], own, out=part)
                 part.addmm_(strengths[:, n:], other)
-            return rows.restored(found)
+            return units.restored(found)
 
         return (
             gradient(slice(n), change),

@@ -70,7 +70,7 @@ def _fan_in(layer: nn.Module) -> float:
 
 @torch.no_grad()
 def initialise(
-    trunk: nn.Sequential, output: nn.Linear, input_variance: float, variance: Tensor
+    trunk: nn.Sequential, weight: Tensor, bias: Tensor, input_variance: float, variance: Tensor
 ) -> None:
     """Set hidden layers and output layer so that what is generated has ``variance``.
 
@@ -83,7 +83,8 @@ def initialise(
 
     Args:
         trunk: hidden linear layers, each followed by its activation.
-        output: maps r last hidden units to C weights.
+        weight: of the output layer, from r last hidden units to C weights: (r, C).
+        bias: of the output layer (C,).
         input_variance: of the trunk's inputs, which have mean zero.
         variance: (C,).
     """
@@ -94,8 +95,11 @@ def initialise(
             nn.init.zeros_(module.bias)
         elif not isinstance(module, (nn.Dropout, Concatenate)):
             second_moment = _second_moment(module)
-    _uniform(output.weight, variance[:, None] / (output.in_features * second_moment))
-    nn.init.zeros_(output.bias)
+    # Unit after unit, so that a seed gives each the same weights whatever the number of units.
+    drawn = torch.empty_like(weight.T, memory_format=torch.contiguous_format)
+    _uniform(drawn, variance[:, None] / (len(weight) * second_moment))
+    weight.copy_(drawn.T)
+    nn.init.zeros_(bias)
 
 
 def _second_moment(activation: nn.Module) -> float:

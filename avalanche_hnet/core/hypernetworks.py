@@ -23,11 +23,11 @@ HypernetInit = Literal["default", "hyperfan"]
 
 
 class Factors(NamedTuple):
-    """The generated weights before the output layer's product: W_tk = weight @ hidden_tk + bias.
+    """The generated weights before the output layer's product: W_tk = hidden_tk @ weight + bias.
 
     Attributes:
         hidden: last hidden units (T, K, r), for T tasks and K chunks.
-        weight: of the output layer (C, r), C the chunk size.
+        weight: of the output layer (r, C), C the chunk size.
         bias: of the output layer (C,).
     """
 
@@ -66,6 +66,37 @@ class Sizes(NamedTuple):
             f"{self.generated:,} generated weights, {self.trainable:,} trainable weights, "
             f"compression ratio {self.compression:.3f} (trainable / generated)"
         )
+
+
+class OutputLayer(nn.Module):
+    """z @ weight + bias: a linear layer with the transposed weight.
+
+    It has few inputs and very many outputs. Products with few long rows are several times faster
+    than with many short ones.
+
+    Args:
+        in_features: r.
+        out_features: C.
+
+    Attributes:
+        weight: (r, C).
+        bias: (C,).
+    """
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__()
+        self.in_features, self.out_features = in_features, out_features
+        drawn = nn.Linear(in_features, out_features)
+        self.weight = nn.Parameter(drawn.weight.detach().T.contiguous())
+        self.bias = drawn.bias
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Outputs (…, C) for ``z`` (…, r)."""
+        return F.linear(z, self.weight.T, self.bias)
+
+    def extra_repr(self) -> str:
+        """Sizes, for ``print``."""
+        return f"in_features={self.in_features}, out_features={self.out_features}"
 
 
 class HyperNetwork(nn.Module):
@@ -143,7 +174,7 @@ class HyperNetwork(nn.Module):
             self.trunk.append(activation())
             if dropout:
                 self.trunk.append(nn.Dropout(dropout))
-        self.output = nn.Linear(widths[-1], self.chunk_size)
+        self.output = OutputLayer(widths[-1], self.chunk_size)
         self.embeddings = nn.ParameterList()
         self.register_buffer("seed", torch.randint(1, 2**62, ()))
         self.register_buffer("offset", None)
@@ -154,8 +185,6 @@ class HyperNetwork(nn.Module):
                 if isinstance(module, nn.Linear):
                     normalise_spectrally(module)
         self.to(device=like.device, dtype=like.dtype)
-        # A tall and thin matrix: products with it are much faster if its columns are contiguous.
-        self.output.weight.data = self.output.weight.data.T.contiguous().T
 
     seed: Tensor
     offset: Tensor | None
@@ -262,7 +291,7 @@ class HyperNetwork(nn.Module):
 
     def _chunks(self, factors: Factors) -> Tensor:
         """Generated weights by chunk (T, K, C)."""
-        return F.linear(factors.hidden, factors.weight, factors.bias)
+        return F.linear(factors.hidden, factors.weight.T, factors.bias)
 
     def _first_module(self, n_inputs: int, n_outputs: int | None = None) -> list[nn.Module]:
         """What takes the inputs in: the first hidden layer, if there is one."""
@@ -331,7 +360,8 @@ class HyperNetwork(nn.Module):
         # A unit of the output layer generates one weight in each chunk: it suits most of them.
         by_chunk = F.pad(variance, (0, padding), value=float("nan")).view(self.n_chunks, -1)
         suitable = by_chunk.nanmedian(0).values.nan_to_num()
-        hyperfan.initialise(self.trunk, self.output, self._input_variance(), suitable)
+        weight, bias = self.output.weight, self.output.bias
+        hyperfan.initialise(self.trunk, weight, bias, self._input_variance(), suitable)
 
     def _input_variance(self) -> float:
         return self.embedding_std**2

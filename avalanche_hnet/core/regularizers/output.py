@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from avalanche_hnet.core.checks import at_least, one_of
-from avalanche_hnet.core.deviation import SHARED, Deviation, RowClasses, counts_for
+from avalanche_hnet.core.deviation import SHARED, Deviation, UnitClasses, counts_for
 from avalanche_hnet.core.hypernetworks import Embedded, Factors, HyperNetwork
 from avalanche_hnet.core.lookahead import Lookahead
 from avalanche_hnet.core.regularizers.base import Experience, FisherSource, Penalty, Regularizer
@@ -132,7 +132,7 @@ class OutputRegularizer(Regularizer):
         if self._protected and not self.train_previous_embeddings:
             with torch.no_grad():
                 self._embedded = hypernetwork.embed(self._protected)
-        self._rows: RowClasses | None = None
+        self._units: UnitClasses | None = None
 
     @property
     def is_active(self) -> bool:
@@ -238,10 +238,10 @@ class OutputRegularizer(Regularizer):
     ) -> Tensor:
         numbers = self._rows_of(tasks, self._numbers)
         if self._is_quadratic:
-            if self._rows is None:
+            if self._units is None:
                 chunk_size = self._required_hypernetwork().chunk_size
-                self._rows = RowClasses(self._owners, chunk_size)
-            return self._deviation(tasks, parameters, change).sum_of_squares(self._rows, numbers)
+                self._units = UnitClasses(self._owners, chunk_size)
+            return self._deviation(tasks, parameters, change).sum_of_squares(self._units, numbers)
         squares = self._deviating_weights(tasks, parameters, change).square()
         if self.mask_heads:
             squares = squares * counts_for(self._owners, numbers)

@@ -1,0 +1,73 @@
+"""An iteration with EWC after the first experience, against one without."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from avalanche.benchmarks import CLScenario
+from avalanche.training import Naive
+from avalanche.training.plugins import EvaluationPlugin, EWCPlugin, SupervisedPlugin
+from torch import nn
+
+from avalanche_hnet import InMemoryPlugin, PriorEWCPlugin
+from benchmarks.networks import mlp, resnet
+from benchmarks.rows import Limit, Row, in_turn
+from benchmarks.strategies import DEVICE, in_the_last_experience, random_stream
+from benchmarks.timing import threads
+
+LIMIT = Limit(1.15)
+
+
+def rows(repeats: int) -> list[Row]:
+    """An MLP and a ResNet-18, both learned by Adam, all data from memory."""
+    with threads(1):
+        found = _rows(
+            "MLP 784-400-400-10, batches of 128",
+            lambda: mlp(784, 400, 400, 10),
+            random_stream([128, 40 * 128], (784,), 10, labels=False),
+            128,
+            3 * repeats,
+        )
+    with threads(2):
+        found += _rows(
+            "ResNet-18, 32×32, batches of 32",
+            resnet,
+            random_stream([32, 2 * 32], (3, 32, 32), 10, labels=False),
+            32,
+            repeats,
+        )
+    return found
+
+
+def _rows(
+    network: str,
+    make_model: Callable[[], nn.Module],
+    benchmark: CLScenario,
+    batch_size: int,
+    repeats: int,
+) -> list[Row]:
+    plugins: dict[str, list[SupervisedPlugin]] = {
+        "Naive": [],
+        "PriorEWCPlugin": [PriorEWCPlugin(1e-3)],
+        "Avalanche's online EWC": [EWCPlugin(1e-3, mode="online", decay_factor=1.0)],
+    }
+    functions = {}
+    for name, own in plugins.items():
+        torch.manual_seed(0)
+        model = make_model()
+        strategy = Naive(
+            model=model,
+            optimizer=torch.optim.Adam(model.parameters(), 1e-3),
+            criterion=nn.CrossEntropyLoss(),
+            train_mb_size=batch_size,
+            eval_mb_size=batch_size,
+            device=DEVICE,
+            plugins=[InMemoryPlugin(), *own],
+            evaluator=EvaluationPlugin(loggers=[]),
+        )
+        in_the_last_experience(strategy, benchmark)
+        functions[f"{name}, {network}"] = strategy.training_epoch
+    n_iterations = len(benchmark.train_stream[-1].dataset) / batch_size
+    limits = {f"PriorEWCPlugin, {network}": LIMIT}
+    return in_turn("EWC", functions, repeats=repeats, limits=limits, per_call=n_iterations)
