@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
@@ -55,6 +56,9 @@ def main(options: Benchmark) -> Path:
     folder = options.output / f"benchmarks-{datetime.now():%Y%m%d-%H%M%S}"
     folder.mkdir(parents=True)
     console = Console()
+    if not console.is_terminal:
+        console = Console(width=240)  # of a log file, whose lines may be long
+    warnings.filterwarnings("ignore", "No loggers specified")
     start = time.perf_counter()
     rows: list[Row] = []
     for section in tqdm(options.only, disable=None, leave=False):

@@ -33,7 +33,7 @@ def rows(repeats: int) -> list[Row]:
             ("MLP 784-400-400-10", lambda: mlp(784, 400, 400, 10), (1, 28, 28)),
             ("LeNet", lenet, (1, 28, 28)),
         ):
-            found += _against_others(name, make(), random_batches(128, 8, shape), repeats)
+            found += _against_others(name, make(), random_batches(128, 16, shape), repeats)
         for n_batches in (2, 8, 32):
             batches = random_batches(128, n_batches, (784,))
             title = f"Fisher of MLP 784-400-400-10, {128 * n_batches} samples"
@@ -44,9 +44,10 @@ def rows(repeats: int) -> list[Row]:
             title = f"Fisher of MLP 784-{width}-{width}-10"
             found += _against_a_pass(title, network, batches, repeats)
     with threads(2):
-        batches = random_batches(32, 2, (3, 32, 32))
-        title = "Fisher of ResNet-18, 32×32, batches of 32"
-        found += _against_a_pass(title, resnet().eval(), batches, repeats, Limit(2))
+        batches = random_batches(32, 6, (3, 32, 32))
+        title = "Fisher of ResNet-18, 32×32, 192 samples"
+        network = resnet().eval()
+        found += _against_a_pass(title, network, batches, min(3, repeats), Limit(2))
     return found
 
 

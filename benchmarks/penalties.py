@@ -68,6 +68,6 @@ def _rows(
         )
         in_the_last_experience(strategy, benchmark)
         functions[f"{name}, {network}"] = strategy.training_epoch
-    n_iterations = len(benchmark.train_stream[-1].dataset) / batch_size
+    n_iterations = len(strategy.dataloader)
     limits = {f"PriorEWCPlugin, {network}": LIMIT}
     return in_turn("EWC", functions, repeats=repeats, limits=limits, per_call=n_iterations)

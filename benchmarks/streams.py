@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from avalanche.benchmarks import CLExperience, PermutedMNIST
-from avalanche.benchmarks.utils import default_dataset_location
+from avalanche.benchmarks.datasets import default_dataset_location
 from avalanche.evaluation.metrics import accuracy_metrics, loss_metrics
 from avalanche.logging import TensorboardLogger
 from avalanche.training import Naive

@@ -20,6 +20,8 @@ FisherRule = Callable[[nn.Module, Tensor, Tensor], dict[str, Tensor]]
 
 # Per-sample gradients are formed for at most so many numbers at a time (16 MiB of float32).
 _BUDGET = 2**22
+# From so many weights on, a sample's gradient is worth a kernel of its own.
+_LARGE = 2**15
 
 _rules: dict[type[nn.Module], FisherRule] = {}
 
@@ -76,13 +78,15 @@ def convolution(layer: nn.Module, inputs: Tensor, grads: Tensor) -> dict[str, Te
     padded = F.pad(inputs, layer._reversed_padding_repeated_twice, mode=mode)
     groups, n_patches = layer.groups, prod(grads.shape[2:])
     patch_size = prod(layer.kernel_size) * layer.in_channels // groups
-    weight = torch.zeros_like(layer.weight, requires_grad=False)
-    step = max(1, _BUDGET // (groups * patch_size * n_patches + weight.numel()))
-    for x, g in zip(padded.split(step), grads.split(step), strict=True):
-        patches = _patches(x, layer).reshape(len(x), groups, patch_size, n_patches)
-        g = g.reshape(len(g), groups, -1, n_patches)
-        per_sample = g @ patches.transpose(2, 3)  # (b, groups, out / groups, patch_size)
-        weight += per_sample.square_().sum(0).view_as(weight)
+    step = max(1, _BUDGET // (groups * patch_size * n_patches))
+    parts = [
+        _squared_products(
+            g.reshape(len(g), groups, -1, n_patches),
+            _patches(x, layer).reshape(len(x), groups, patch_size, n_patches).transpose(2, 3),
+        )
+        for x, g in zip(padded.split(step), grads.split(step), strict=True)
+    ]  # (groups, out / groups, patch_size)
+    weight = torch.stack(parts).sum(0).view_as(layer.weight)
     return {"weight": weight, "bias": grads.flatten(2).sum(2).square().sum(0)}
 
 
@@ -140,11 +144,23 @@ def _channel_affine(normalised: Tensor, grads: Tensor) -> dict[str, Tensor]:
 
 
 def _squared_products(left: Tensor, right: Tensor) -> Tensor:
-    """Σ_n (left_n right_n)², for (N, O, S) and (N, S, I), in bounded memory."""
-    total = left.new_zeros(left.shape[1], right.shape[2])
+    """Σ_n (left_n right_n)², for (N, …, O, S) and (N, …, S, I), in bounded memory."""
+    shape = (*left.shape[1:-1], right.shape[-1])
+    total = left.new_zeros(shape)
+    tracked = torch.is_grad_enabled() and (left.requires_grad or right.requires_grad)
+    if total.numel() >= _LARGE and not tracked:
+        # One sample at a time in the same memory: half the traffic of all at once.
+        product = torch.empty_like(total)
+        for a, b in zip(left, right, strict=True):
+            if len(shape) == 3 and shape[0] == 1:  # one matrix is faster than a batch of one
+                torch.mm(a[0], b[0], out=product[0])
+            else:
+                torch.matmul(a, b, out=product)
+            total.addcmul_(product, product)
+        return total
     step = max(1, _BUDGET // total.numel())
     for a, b in zip(left.split(step), right.split(step), strict=True):
-        total += (a @ b).square_().sum(0)
+        total = total + (a @ b).square().sum(0)
     return total
 
 

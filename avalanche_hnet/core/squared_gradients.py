@@ -155,7 +155,8 @@ class SquaredGradients:
         # A layer with a rule that this task does not use (another head) is left to its rule.
         untrusted = {*self._vmapped, *self._looped}
         untrusted |= self._parameters.keys() - self._of_layers(self._rules)
-        untrusted |= {n for n in self._parameters if self._disagree(n, found, truth)}
+        largest = _largest(truth)
+        untrusted |= {n for n in self._parameters if self._disagree(n, found, truth, largest)}
         if untrusted:
             self._give_up_rules([n for n in self._parameters if n in untrusted], x)
 
@@ -164,7 +165,10 @@ class SquaredGradients:
         truth, factor = self._trial(self._model(*self._arguments(x)), x)
         try:
             found = self._by_vmap(names, x, factor)
-            self._looped = [n for n in names if n in truth and self._disagree(n, found, truth)]
+            largest = _largest(truth)
+            self._looped = [
+                n for n in names if n in truth and self._disagree(n, found, truth, largest)
+            ]
         except Exception:  # what vmap cannot trace ends in errors of every kind
             self._looped = names
         self._vmapped = [n for n in names if n not in self._looped]
@@ -182,12 +186,11 @@ class SquaredGradients:
         return self._one_by_one(self._parameters, x, factor), factor
 
     @staticmethod
-    def _disagree(name: str, found: Squares, truth: Squares) -> bool:
+    def _disagree(name: str, found: Squares, truth: Squares, largest: Tensor) -> bool:
         """Whether gradients (roots of squares) differ by more than rounding, anywhere."""
         if name not in found or name not in truth:
             return name in found or name in truth
         root = truth[name].sqrt()
-        largest = max(t.max() for t in truth.values()).sqrt()
         tolerance, rounding = _tolerances(root.dtype)
         close = (found[name].sqrt() - root).abs() <= tolerance * root + rounding * largest
         return not bool(close.all())
@@ -258,6 +261,11 @@ class SquaredGradients:
                     if g is not None
                 },
             )
+
+
+def _largest(squares: Squares) -> Tensor:
+    """The largest gradient of all."""
+    return torch.stack([square.max() for square in squares.values()]).max().sqrt()
 
 
 def _tolerances(dtype: torch.dtype) -> tuple[float, float]:
