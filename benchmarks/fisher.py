@@ -46,8 +46,7 @@ def rows(repeats: int) -> list[Row]:
     with threads(2):
         batches = random_batches(32, 6, (3, 32, 32))
         title = "Fisher of ResNet-18, 32×32, 192 samples"
-        network = resnet().eval()
-        found += _against_a_pass(title, network, batches, min(3, repeats), Limit(2))
+        found += _against_a_pass(title, resnet().eval(), batches, min(3, repeats), Limit(2))
     return found
 
 

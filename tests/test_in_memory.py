@@ -42,7 +42,7 @@ from avalanche_hnet.benchmarks import SplitDigits
 from avalanche_hnet.data.loader import InMemoryLoader
 from avalanche_hnet.data.store import TensorStore
 from avalanche_hnet.data.structure import Structure
-from tests.hypernets import hyper_model, learner
+from tests.hypernets import hyper_model, learner, tensors
 from tests.models import MultiHead, mlp
 from tests.streams import regression_stream, task_stream, two_tasks_in_one
 from tests.test_prior_ewc import naive
@@ -655,3 +655,47 @@ def test_other_loaders_are_left_with_a_warning(loader):
     with pytest.warns(UserWarning, match=rf"cannot serve a {type(loader).__name__}"):
         InMemoryPlugin().before_training_epoch(strategy)
     assert strategy.dataloader is loader
+
+
+class Swap(SupervisedPlugin):
+    """Replaces samples of a batch by those of another task."""
+
+    def __init__(self, other):
+        super().__init__()
+        self.x, self.y, self.labels = (t[:3] for t in other)
+
+    def before_training_iteration(self, strategy, **kwargs):
+        x, y, labels = strategy.mbatch
+        strategy.mbatch = [
+            torch.cat([x, self.x]),
+            torch.cat([y, self.y]),
+            torch.cat([labels, self.labels]),
+        ]
+
+
+def test_hypernetworks_notice_batches_that_plugins_change():
+    benchmark = task_stream(2)
+    found = []
+    for in_memory in (True, False):
+        torch.manual_seed(4)
+        model = hyper_model()
+        strategy = learner(model, None, in_memory=in_memory)
+        strategy.train(benchmark.train_stream[0])
+        strategy.plugins.insert(0, Swap(tensors(benchmark.train_stream[0])))
+        strategy.train(benchmark.train_stream[1])
+        found.append({n: p.detach() for n, p in model.named_parameters()})
+    torch.testing.assert_close(*found, rtol=0, atol=0)
+
+
+def test_a_loader_knows_the_only_task_of_its_batches():
+    one, several = (
+        [torch.zeros(6, 2), torch.arange(6), torch.tensor(labels)]
+        for labels in ([3] * 6, [3, 3, 3, 3, 3, 4])
+    )
+    for columns, known in ((one, 3), (several, None), (one[:2], None)):
+        strategy = type("S", (), {"device": CPU, "plugins": []})()
+        strategy.dataloader = DataLoader(TensorDataset(*columns), 4)
+        InMemoryPlugin().before_training_epoch(strategy)
+        batch = next(iter(strategy.dataloader))
+        assert strategy.dataloader.only_task(batch[-1]) == known
+        assert strategy.dataloader.only_task(batch[-1].clone()) is None

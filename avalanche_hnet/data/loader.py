@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import cached_property
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -83,6 +84,7 @@ class InMemoryLoader:
         self.sampling = sampling
         self.columns = columns
         self.n_batches = n_batches
+        self._latest: list[Tensor] = []
 
     def __len__(self) -> int:
         return self.n_batches
@@ -95,4 +97,21 @@ class InMemoryLoader:
             rows = torch.tensor([row for batch in block for row in batch])
             rows = rows.to(self.columns[0].device, non_blocking=True)
             for chosen in rows.split([len(batch) for batch in block]):
-                yield [column.index_select(0, chosen) for column in self.columns]
+                self._latest = [column.index_select(0, chosen) for column in self.columns]
+                yield self._latest
+
+    def only_task(self, labels: Tensor) -> int | None:
+        """The task label of all samples, if there is one, and ``labels`` are those of a batch.
+
+        It is known without looking at the batch, which on a GPU would wait for it.
+        """
+        is_own = len(self._latest) > 2 and labels is self._latest[-1]
+        return self._only_label if is_own else None
+
+    @cached_property
+    def _only_label(self) -> int | None:
+        labels = self.columns[-1]
+        if labels.dim() != 1 or labels.is_floating_point():
+            return None
+        first = int(labels[0])
+        return first if bool((labels == first).all()) else None

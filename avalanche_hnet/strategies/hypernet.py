@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from avalanche_hnet.core.likelihoods import Likelihood, resolve_likelihood
 from avalanche_hnet.core.lookahead import fresh_optimizer, optimizer_step, sgd_step
 from avalanche_hnet.core.regularizers import Experience, Penalty, Regularizer
+from avalanche_hnet.data.loader import InMemoryLoader
 from avalanche_hnet.metrics.publish import publish
 from avalanche_hnet.models.hyper_model import HyperModel
 from avalanche_hnet.models.units import labels_of, whole
@@ -168,8 +169,13 @@ class HypernetTemplate(SupervisedTemplate):
     def forward(self) -> Tensor:
         """Outputs of the mini-batch; the prior needs the weights that they are made with."""
         outputs: Tensor
-        if self.prior_variance is None or not self.is_training:
+        if not self.is_training:
             outputs = super().forward()
+        elif self.prior_variance is None:
+            loader = self.dataloader
+            labels = self.mb_task_id
+            known = loader.only_task(labels) if isinstance(loader, InMemoryLoader) else None
+            outputs = self.model(self.mb_x, labels if known is None else known)
         else:
             self._generated = self.model.generate(labels_of(self.experience))
             outputs = self.model(self.mb_x, self.mb_task_id, weights=self._generated)
