@@ -160,7 +160,8 @@ class PriorEWCPlugin(SupervisedPlugin):
                 f"the loss is not finite at iteration {strategy.clock.train_exp_iterations} of "
                 f"experience {strategy.experience.current_experience}: {strategy.loss.item()} "
                 f"before the penalties, prior {prior.item()}, EWC {ewc.item()}; the weights have "
-                "not been updated with it. A smaller learning rate or ewc_lambda may help"
+                f"not been updated with it{'' if total.is_cpu else ', but maybe before'}. A "
+                "smaller learning rate or ewc_lambda may help"
             )
         strategy.loss = total
         if logs:
