@@ -49,7 +49,7 @@ def rows(repeats: int) -> list[Row]:
         permuted: dict[str, Function] = {
             "plain training, 784-1000-1000-10": _plain(784, 1000, 1000, 10),
             **{
-                f"hypernetwork in chunks of {size:,}, 784-1000-1000-10, 9 earlier tasks": _iterations(
+                f"hypernetwork, 784-1000-1000-10 in chunks of {size:,}, 9 earlier": _iterations(
                     (784, 1000, 1000, 10), 9, size, of_permuted.hidden
                 )
                 for size in (of_permuted.chunk_size, 42_000)

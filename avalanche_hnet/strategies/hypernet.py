@@ -378,7 +378,8 @@ class HypernetTemplate(SupervisedTemplate):
         raise ValueError(
             f"the loss is not finite at iteration {self.clock.train_exp_iterations} of experience "
             f"{self.experience.current_experience}: {found}; the weights have not been updated "
-            f"with it{'' if self.loss.is_cpu else ', but maybe before'}. A smaller {remedy} may help"
+            f"with it{'' if self.loss.is_cpu else ', but maybe before'}. A smaller {remedy} may "
+            "help"
         )
 
     def _theta(self) -> list[nn.Parameter]:
