@@ -11,6 +11,7 @@ from torch.func import functional_call
 
 from avalanche_hnet import ChunkedHyperNetwork, HyperNetwork
 from avalanche_hnet.core.hyperfan import wanted_statistics
+from avalanche_hnet.core.hypernetworks import OutputLayer
 from avalanche_hnet.core.weight_layout import WeightLayout
 from tests import models
 
@@ -684,3 +685,26 @@ def test_no_tasks_are_refused():
         make()([])
     with pytest.raises(ValueError, match="no task 0: the hypernetwork has 0"):
         make(n_tasks=0)(0)
+
+
+def test_output_layer_is_a_linear_layer_with_the_transposed_weight():
+    torch.manual_seed(0)
+    ours = OutputLayer(3, 8)
+    torch.manual_seed(0)
+    linear = nn.Linear(3, 8)
+    assert torch.equal(ours.weight, linear.weight.T)
+    assert ours.weight.is_contiguous()
+    z = torch.randn(2, 5, 3)
+    torch.testing.assert_close(ours(z), linear(z))
+    assert str(ours) == "OutputLayer(in_features=3, out_features=8)"
+
+
+@pytest.mark.parametrize("kind", ["full", *CHUNKS])
+def test_uncut_weights_begin_with_the_weights(kind):
+    ours = make(kind, 3)
+    for task in range(3):
+        uncut = ours.uncut(task)
+        assert uncut.dim() == 1
+        torch.testing.assert_close(uncut[: ours.layout.n_weights], ours(task)[0])
+        views, expected = ours.layout.views(uncut), ours.layout.views(ours(task)[0])
+        torch.testing.assert_close(views, expected)

@@ -1,6 +1,7 @@
 """InMemoryPlugin against Avalanche's own loaders and against a plain loop."""
 
 import copy
+import pickle
 import random
 
 import numpy as np
@@ -699,3 +700,18 @@ def test_a_loader_knows_the_only_task_of_its_batches():
         batch = next(iter(strategy.dataloader))
         assert strategy.dataloader.only_task(batch[-1]) == known
         assert strategy.dataloader.only_task(batch[-1].clone()) is None
+
+
+def test_copies_and_checkpoints_come_without_the_data(tmp_path):
+    benchmark = task_stream(2)
+    strategy = naive(MultiHead(), InMemoryPlugin(memory_limit=2**20, deterministic=[Jitter]))
+    strategy.train(benchmark.train_stream[0])
+    strategy.eval(benchmark.test_stream)
+    (plugin,) = (p for p in strategy.plugins if isinstance(p, InMemoryPlugin))
+    assert len(plugin._store._entries) == 3
+    for other in (copy.deepcopy(plugin), pickle.loads(pickle.dumps(plugin))):
+        assert not other._store._entries
+        assert other._store.memory_limit == 2**20
+        assert other._store.deterministic == (Jitter,)
+    assert len(plugin._store._entries) == 3
+    assert len(pickle.dumps(plugin)) < 2000

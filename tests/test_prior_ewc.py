@@ -620,3 +620,32 @@ def test_infinite_loss_is_refused_before_the_weights_change():
     assert len(recorder.weights) == 3
     for name, p in model.named_parameters():
         assert torch.equal(p, recorder.weights[-1][name])
+
+
+class AddsALayer(SupervisedPlugin):
+    """Gives the model another layer at the start of an experience."""
+
+    def before_training_exp(self, strategy, **kwargs):
+        if not hasattr(strategy.model, "more"):
+            strategy.model.more = nn.Linear(2, 2)
+            strategy.optimizer.add_param_group({"params": strategy.model.more.parameters()})
+
+
+class Deeper(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(6, 2)
+
+    def forward(self, x):
+        return self.more(self.first(x)) if hasattr(self, "more") else self.first(x)
+
+
+def test_layers_that_later_plugins_add_feel_the_prior():
+    found = []
+    for plugins in ([PriorEWCPlugin(), AddsALayer()], [AddsALayer(), PriorEWCPlugin()]):
+        torch.manual_seed(0)
+        model, recorder = Deeper(), Recorder()
+        strategy = naive(model, *plugins, recorder)
+        strategy.train(task_stream(1).train_stream[0])
+        found.append(recorder.losses)
+    assert found[0] == found[1]

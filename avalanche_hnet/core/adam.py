@@ -17,6 +17,8 @@ def is_plain(optimizer: Optimizer, gradients: Mapping[Tensor, Tensor]) -> bool:
     unusual = ("amsgrad", "maximize", "capturable", "differentiable")
     return (
         all("exp_avg" in optimizer.state.get(p, ()) for p in gradients)
+        # On a GPU it would have to be waited for.
+        and all(optimizer.state[p]["step"].is_cpu for p in gradients)
         and all(p.is_floating_point() and not g.is_sparse for p, g in gradients.items())
         and not any(
             any(group[name] for name in unusual)

@@ -106,6 +106,10 @@ class TensorStore:
             if entry.temporary and key[0] != kept:  # type: ignore[index]
                 del self._entries[key]
 
+    def __getstate__(self) -> dict[str, Any]:
+        # Copies and checkpoints come without the data, whose keys mean nothing elsewhere.
+        return {**vars(self), "_entries": OrderedDict()}
+
     def _used(self) -> int:
         return sum(t.nbytes for entry in self._entries.values() for t in entry.columns)
 

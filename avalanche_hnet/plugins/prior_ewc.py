@@ -139,7 +139,7 @@ class PriorEWCPlugin(SupervisedPlugin):
         self._take_in(strategy)
         if self.train_from_scratch:
             self.posterior.forget()
-            self._take_in(strategy)
+        self._is_outdated = True  # other plugins may still change the model
 
     def after_eval(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
         """An evaluation in the middle of an experience may have grown the model."""
