@@ -44,8 +44,8 @@ def rows(repeats: int) -> list[Row]:
             title = f"Fisher of MLP 784-{width}-{width}-10"
             found += _against_a_pass(title, network, batches, repeats)
     with threads(2):
-        batches = random_batches(32, 6, (3, 32, 32))
-        title = "Fisher of ResNet-18, 32×32, 192 samples"
+        batches = random_batches(32, 12, (3, 32, 32))
+        title = "Fisher of ResNet-18, 32×32, 384 samples"
         found += _against_a_pass(title, resnet().eval(), batches, min(3, repeats), Limit(2))
     return found
 

@@ -68,7 +68,6 @@ def test_report_has_all_rows_and_what_they_were_measured_on(tmp_path):
     ]
     report.write(rows, tmp_path)
     found = json.loads((tmp_path / "report.json").read_text())
-    assert found["machine"]["torch"] == torch.__version__.partition("+")[0] or found["machine"]
     assert {"processor", "cores", "python", "torch", "avalanche-lib"} <= found["machine"].keys()
     assert [row["ratio"] for row in found["rows"]] == [2.0, 1.0]
     assert found["rows"][0]["limit"] == {"value": 1.5, "at_least": False}
@@ -128,7 +127,6 @@ def test_the_authors_fisher_is_that_of_their_loop():
     (batch,) = fisher.random_batches(4, 1, (784,))
     run = fisher.authors_fisher(batch)
     run()
-    network = run.__closure__[1].cell_contents
     network = next(c.cell_contents for c in run.__closure__ if hasattr(c.cell_contents, "weights"))
     theirs = [b for n, b in network.named_buffers() if "ewc_fisher_estimate" in n]
 

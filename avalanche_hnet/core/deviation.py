@@ -122,13 +122,17 @@ class UnitClasses:
         kept = self._constant
         if constant and kept is not None:
             source, version, ordered, grams = kept
-            if (source.data_ptr(), version) == (matrix.data_ptr(), matrix._version):
+            same = source.data_ptr() == matrix.data_ptr() and source.shape == matrix.shape
+            if same and version == matrix._version:
                 return ordered, grams
         ordered = self.in_order(matrix)
         grams = [_products(part, part) for part in self.classes(ordered)]
         if constant:
             self._constant = matrix, matrix._version, ordered, grams
         return ordered, grams
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_constant": None}
 
     def counted(self, vectors: Tensor, tasks: Tensor) -> Iterator[Tensor]:
         """For each class, ``vectors`` (T K, …) with zeros where the class does not count."""

@@ -21,7 +21,7 @@ FisherRule = Callable[[nn.Module, Tensor, Tensor], dict[str, Tensor]]
 # Per-sample gradients are formed for at most so many numbers at a time (16 MiB of float32).
 _BUDGET = 2**22
 # From so many weights on, a sample's gradient is worth a kernel of its own.
-_LARGE = 2**15
+_LARGE = 2**18
 
 _rules: dict[type[nn.Module], FisherRule] = {}
 
@@ -79,14 +79,12 @@ def convolution(layer: nn.Module, inputs: Tensor, grads: Tensor) -> dict[str, Te
     groups, n_patches = layer.groups, prod(grads.shape[2:])
     patch_size = prod(layer.kernel_size) * layer.in_channels // groups
     step = max(1, _BUDGET // (groups * patch_size * n_patches))
-    parts = [
-        _squared_products(
-            g.reshape(len(g), groups, -1, n_patches),
-            _patches(x, layer).reshape(len(x), groups, patch_size, n_patches).transpose(2, 3),
-        )
-        for x, g in zip(padded.split(step), grads.split(step), strict=True)
-    ]  # (groups, out / groups, patch_size)
-    weight = torch.stack(parts).sum(0).view_as(layer.weight)
+    weight = grads.new_zeros(groups, layer.out_channels // groups, patch_size)
+    for x, g in zip(padded.split(step), grads.split(step), strict=True):
+        patches = _patches(x, layer).reshape(len(x), groups, patch_size, n_patches)
+        g = g.reshape(len(g), groups, -1, n_patches)
+        weight = weight + _squared_products(g, patches.transpose(2, 3))
+    weight = weight.view_as(layer.weight)
     return {"weight": weight, "bias": grads.flatten(2).sum(2).square().sum(0)}
 
 

@@ -16,7 +16,7 @@ class Quadratic:
     """½ Σ_i w_i (φ_i − c_i)² as a function of parameters φ.
 
     Args:
-        weights: w by parameter name; parameters without weights do not take part.
+        weights: w ≥ 0 by parameter name; parameters without weights do not take part.
         centres: c by parameter name.
     """
 

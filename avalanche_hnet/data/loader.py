@@ -10,10 +10,9 @@ from typing import Any, NamedTuple
 import torch
 from avalanche.benchmarks.utils.data_loader import MultiDatasetDataLoader, MultiDatasetSampler
 from torch import Tensor
-from torch.utils.data import ConcatDataset, DataLoader, IterableDataset
+from torch.utils.data import BatchSampler, ConcatDataset, DataLoader, IterableDataset
 
-# Indices of so many batches go to the device at once: an epoch's, but not those of endless loaders.
-_BLOCK = 4096
+_BLOCK = 4096  # indices of so many batches go to the device at once
 
 
 class Sampling(NamedTuple):
@@ -24,6 +23,8 @@ class Sampling(NamedTuple):
         collate: makes a batch of a list of samples.
         batches: lists of numbers of samples, drawn anew whenever they are iterated over.
         generator: of the loader's random numbers; None is PyTorch's global one.
+        ahead: whether batches can be drawn ahead of the training, because nothing but the start of
+            an epoch takes random numbers.
         num_workers: processes for the loading.
     """
 
@@ -32,11 +33,17 @@ class Sampling(NamedTuple):
     batches: Iterable[list[int]]
     generator: torch.Generator | None
     num_workers: int
+    ahead: bool
 
 
 def sampling_of(loader: Any) -> Sampling | None:
     """What a loader of PyTorch's or Avalanche's loads; None of others."""
     if isinstance(loader, MultiDatasetDataLoader):
+        if any(
+            getattr(type(loader), name) is not getattr(MultiDatasetDataLoader, name)
+            for name in ("__iter__", "_get_loader", "_make_pytorch_loader")
+        ):
+            return None
         options = loader.loader_kwargs
         # As in the loader itself, which also searches all data sets for a certain file format.
         samplers = loader._create_samplers(
@@ -55,9 +62,11 @@ def sampling_of(loader: Any) -> Sampling | None:
             batches,
             options.get("generator"),
             options.get("num_workers", 0),
+            ahead=len(loader.datasets) == 1 and not loader.never_ending,
         )
     if (
         isinstance(loader, DataLoader)
+        and type(loader).__iter__ is DataLoader.__iter__
         and loader.batch_sampler is not None
         and not isinstance(loader.dataset, IterableDataset)
     ):
@@ -67,6 +76,7 @@ def sampling_of(loader: Any) -> Sampling | None:
             loader.batch_sampler,
             loader.generator,
             loader.num_workers,
+            ahead=type(loader.batch_sampler) is BatchSampler,
         )
     return None
 
@@ -84,7 +94,7 @@ class InMemoryLoader:
         self.sampling = sampling
         self.columns = columns
         self.n_batches = n_batches
-        self._latest: list[Tensor] = []
+        self._labels: Tensor | None = None  # of the latest batch
 
     def __len__(self) -> int:
         return self.n_batches
@@ -93,20 +103,21 @@ class InMemoryLoader:
         batches = iter(self.sampling.batches)
         # A DataLoader takes this number from the random numbers, too, for its workers.
         torch.empty((), dtype=torch.int64).random_(generator=self.sampling.generator)
-        while block := list(islice(batches, _BLOCK)):
+        size = _BLOCK if self.sampling.ahead else 1
+        while block := list(islice(batches, size)):
             rows = torch.tensor([row for batch in block for row in batch])
             rows = rows.to(self.columns[0].device, non_blocking=True)
             for chosen in rows.split([len(batch) for batch in block]):
-                self._latest = [column.index_select(0, chosen) for column in self.columns]
-                yield self._latest
+                batch = [column.index_select(0, chosen) for column in self.columns]
+                self._labels = batch[-1] if len(batch) > 2 else None
+                yield batch
 
     def only_task(self, labels: Tensor) -> int | None:
         """The task label of all samples, if there is one, and ``labels`` are those of a batch.
 
         It is known without looking at the batch, which on a GPU would wait for it.
         """
-        is_own = len(self._latest) > 2 and labels is self._latest[-1]
-        return self._only_label if is_own else None
+        return self._only_label if labels is self._labels else None
 
     @cached_property
     def _only_label(self) -> int | None:

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torchvision.transforms import Lambda
 
-from avalanche_hnet.data.structure import Structure, from_torchvision
+from avalanche_hnet.data.structure import WRAPPERS, Structure, from_torchvision
 
 # Of torchvision's random transforms, those whose names do not begin with Random.
 _RANDOM = {
@@ -37,7 +38,9 @@ def require_deterministic(
     """Refuse data whose samples would change from epoch to epoch.
 
     Random transforms of torchvision are known by name. Others give themselves away: the first
-    samples are read twice, and must be the same and take no random numbers.
+    samples are read twice, and must be the same and take no random numbers. (What draws from a
+    generator of its own, and does nothing to most samples, goes unnoticed.) A class that is
+    ``allowed`` vouches for all data sets that have an instance of it.
 
     Raises:
         ValueError: unless what is random is an instance of one of the classes ``allowed``.
@@ -55,7 +58,8 @@ def require_deterministic(
     if unwanted := sorted({type(t).__name__ for t in known if not isinstance(t, tuple(allowed))}):
         raise ValueError(f"the data have random transforms, {', '.join(unwanted)}: {remedy}")
 
-    unknown = [t for t in structure.transforms if not from_torchvision(t)] + structure.sources
+    own = [t for t in structure.transforms if isinstance(t, Lambda) or not from_torchvision(t)]
+    unknown = [t for t in own if type(t) not in WRAPPERS] + structure.sources
     if any(isinstance(t, tuple(allowed)) for t in [*known, *unknown]):
         return
     with random_numbers_kept() as taken:
@@ -99,9 +103,13 @@ def _is_random(transform: object) -> bool:
 
 def _same(first: Any, second: Any) -> bool:
     if isinstance(first, Tensor) and isinstance(second, Tensor):
-        return first.shape == second.shape and torch.equal(
-            first.nan_to_num() if first.is_floating_point() else first,
-            second.nan_to_num() if second.is_floating_point() else second,
+        return (
+            first.shape == second.shape
+            and torch.equal(
+                first.nan_to_num() if first.is_floating_point() else first,
+                second.nan_to_num() if second.is_floating_point() else second,
+            )
+            and torch.equal(first.isnan(), second.isnan())
         )
     return True  # what is not a tensor is refused when it is stored
 

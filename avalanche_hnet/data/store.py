@@ -18,13 +18,12 @@ Columns = list[Tensor]
 Collate = Callable[[Any], Any]
 
 _CHUNK = 256
-_MEGABYTE = 2**20
 
 
 class _Entry(NamedTuple):
     columns: Columns
     temporary: bool
-    dataset: object  # kept alive, because the key has the addresses of its parts
+    kept_alive: object  # the key has the addresses of its parts
 
 
 class TensorStore:
@@ -76,7 +75,7 @@ class TensorStore:
         while self._entries and self._used() + needed > self.memory_limit:
             self._entries.popitem(last=False)
         columns = _read(dataset, collate, device, num_workers)
-        self._entries[key] = _Entry(columns, temporary, dataset)
+        self._entries[key] = _Entry(columns, temporary, (dataset, collate))
         return columns
 
     def require(self, dataset: Any, collate: Collate, structure: Structure | None = None) -> None:
@@ -90,8 +89,8 @@ class TensorStore:
         needed = _size_of_first(dataset, collate) * len(dataset)
         if needed > self.memory_limit:
             raise ValueError(
-                f"{len(dataset)} samples need {needed / _MEGABYTE:.0f} MiB, but memory_limit is "
-                f"{self.memory_limit / _MEGABYTE:.0f} MiB; raise it, or leave InMemoryPlugin out "
+                f"{len(dataset)} samples need {needed:,} bytes, but memory_limit is "
+                f"{self.memory_limit:,}; raise it, or leave InMemoryPlugin out "
                 "(of a HypernetTemplate: in_memory=False)"
             )
 
@@ -144,12 +143,12 @@ def _read(dataset: Any, collate: Collate, device: torch.device, num_workers: int
                     for c in batch
                 ]
             for column, part in zip(columns, batch, strict=True):
-                try:
-                    column[start : start + len(part)] = part
-                except RuntimeError:
+                if (column.shape[1:], column.dtype) != (part.shape[1:], part.dtype):
                     raise ValueError(
-                        f"samples must all have the same shape to be kept in memory, got "
-                        f"{tuple(column.shape[1:])} and {tuple(part.shape[1:])}"
-                    ) from None
+                        "samples must all have the same shape and type to be kept in memory, got "
+                        f"{tuple(column.shape[1:])}, {column.dtype} and {tuple(part.shape[1:])}, "
+                        f"{part.dtype}"
+                    )
+                column[start : start + len(part)] = part
             start += len(batch[0])
     return columns

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from enum import Enum
+from functools import partial
 from inspect import ismethod
 from typing import Any
 
 import numpy as np
 import torch
+import torchvision.transforms as v1
 from avalanche.benchmarks.utils import AvalancheDataset, DataAttribute, TransformGroups
 from avalanche.benchmarks.utils.flat_data import ConstantSequence, FlatData
+from avalanche.benchmarks.utils.transforms import (
+    MultiParamCompose,
+    MultiParamTransformCallable,
+    TupleTransform,
+)
 from torch import nn
 from torch.utils.data import ConcatDataset, Subset
+from torchvision.transforms import v2
 
 
 class Structure:
@@ -35,6 +43,8 @@ class Structure:
         self.key: Hashable = (self._visit(dataset), _identity(collate))
 
     def _visit(self, dataset: Any, group: str | None = None) -> Hashable:
+        if not _reads_like_its_base(dataset):
+            return self._source(dataset)
         if isinstance(dataset, AvalancheDataset):
             attributes = dataset._data_attributes.values()
             shown = tuple(_values(a) for a in attributes if a.use_in_getitem)
@@ -54,6 +64,9 @@ class Structure:
             return self._several(dataset.datasets, None, None)
         if isinstance(dataset, Subset):
             return self._several([dataset.dataset], dataset.indices, None)
+        return self._source(dataset)
+
+    def _source(self, dataset: Any) -> Hashable:
         self.sources.append(dataset)
         return id(dataset), tuple(self._transform(t) for t in _inner(dataset))
 
@@ -69,9 +82,21 @@ class Structure:
         return keys[0] if len(keys) == 1 else keys
 
     def _transform(self, transform: Any) -> Hashable:
+        if transform is None:
+            return None
         self.transforms.append(transform)
         inner = tuple(self._transform(t) for t in _inner(transform))
-        return (type(transform), inner) if inner else _identity(transform)
+        return (type(transform), inner) if type(transform) in _PLAIN else _identity(transform)
+
+
+def _reads_like_its_base(dataset: Any) -> bool:
+    """Whether a wrapper's samples are those of what it wraps."""
+    for base in (AvalancheDataset, ConcatDataset, Subset):
+        if isinstance(dataset, base):
+            kind: Any = type(dataset)
+            own = (getattr(kind, name, None) for name in ("__getitem__", "__getitems__"))
+            return [*own] == [getattr(base, n, None) for n in ("__getitem__", "__getitems__")]
+    return True
 
 
 def from_torchvision(transform: object) -> bool:
@@ -86,7 +111,7 @@ def _inner(owner: Any) -> Iterator[Any]:
         return
     several = getattr(owner, "transforms", None)
     if isinstance(several, Iterable):
-        yield from (transform for transform in several if transform is not None)
+        yield from several
     elif callable(several) and not ismethod(several):
         yield several
     else:
@@ -108,6 +133,10 @@ def _identity(function: Any) -> Hashable:
 
 
 _OF_MODULES = vars(nn.Module()).keys()
+# Containers that do nothing but call what they contain.
+_PLAIN = {v1.Compose, v2.Compose, nn.Sequential, TupleTransform, MultiParamCompose}
+# What Avalanche puts around the transforms of users.
+WRAPPERS = {TupleTransform, MultiParamCompose, MultiParamTransformCallable, partial}
 
 
 def _frozen(value: Any) -> Hashable:
@@ -124,8 +153,9 @@ def _values(attribute: DataAttribute) -> Hashable:
     """A column that Avalanche adds to the samples, such as the task label."""
     data = attribute.data
     if isinstance(data, ConstantSequence):
-        return attribute.name, data[0], len(data)
+        value = data[0] if len(data) else None
+        return attribute.name, type(value), value, len(data)
     values = tuple(data)
     if all(isinstance(value, (int, float)) for value in values):
-        return attribute.name, values
+        return attribute.name, tuple(type(value) for value in values), values
     return attribute.name, id(data)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -53,12 +54,12 @@ class InMemoryPlugin(SupervisedPlugin):
     ) -> None:
         super().__init__()
         at_least(1, memory_limit=memory_limit)
-        for kind in deterministic:
-            if not isinstance(kind, type):
-                raise TypeError(
-                    "deterministic must be classes, such as [torchvision.transforms.GaussianBlur], "
-                    f"got {kind!r}"
-                )
+        is_list = isinstance(deterministic, (list, tuple))
+        if not is_list or not all(isinstance(kind, type) for kind in deterministic):
+            raise TypeError(
+                "deterministic must be a list of classes, such as "
+                f"[torchvision.transforms.GaussianBlur], got {deterministic!r}"
+            )
         self._store = TensorStore(memory_limit, deterministic)
 
     def before_train_dataset_adaptation(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
@@ -83,8 +84,8 @@ class InMemoryPlugin(SupervisedPlugin):
         }
         if ignored := [f"{name}={value}" for name, value in options.items() if value]:
             warnings.warn(
-                f"{', '.join(ignored)} ignored after the data have been read once: batches come "
-                "from memory",
+                f"{', '.join(ignored)} ignored, but for reading the data once: batches come from "
+                "memory",
                 stacklevel=2,
             )
 
@@ -137,13 +138,17 @@ def batches_in_order(
     collate = dataset.collate_fn
     store = next((p._store for p in strategy.plugins if isinstance(p, InMemoryPlugin)), None)
     device = strategy.device
+    columns = None
     if store is not None and (rows is None or store.holds(dataset, collate, device)):
-        columns = store.get(dataset, collate, device, num_workers=num_workers, temporary=True)
-        if rows is None:
-            yield from (list(b) for b in zip(*(c.split(size) for c in columns), strict=True))
-        else:
-            for chosen in rows.to(device).split(size):
-                yield [column.index_select(0, chosen) for column in columns]
+        # What cannot be kept, as random transforms of evaluation, still can be read in one pass.
+        with suppress(ValueError):
+            columns = store.get(dataset, collate, device, num_workers=num_workers, temporary=True)
+    if columns is not None and rows is None:
+        yield from (list(b) for b in zip(*(c.split(size) for c in columns), strict=True))
+        return
+    if columns is not None and rows is not None:
+        for chosen in rows.to(device).split(size):
+            yield [column.index_select(0, chosen) for column in columns]
         return
     if rows is not None:
         dataset = dataset.subset(rows.tolist())

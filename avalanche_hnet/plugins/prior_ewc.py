@@ -13,11 +13,12 @@ from avalanche.models.utils import is_multi_task_module
 from avalanche.training import JointTraining
 from avalanche.training.plugins import SupervisedPlugin
 from avalanche.training.templates import SupervisedTemplate
-from torch import Tensor
+from torch import Tensor, nn
 
 from avalanche_hnet.core.fisher import FisherKind, diagonal_fisher
 from avalanche_hnet.core.likelihoods import Likelihood, resolve_likelihood
 from avalanche_hnet.core.posterior import GaussianPosterior, PriorMean
+from avalanche_hnet.core.quadratic import Quadratic
 from avalanche_hnet.core.squared_gradients import refuse_batch_statistics
 from avalanche_hnet.core.undisturbed import undisturbed
 from avalanche_hnet.metrics.publish import Histogram, publish
@@ -116,7 +117,10 @@ class PriorEWCPlugin(SupervisedPlugin):
         self.posterior = GaussianPosterior(prior_variance, prior_mean)
         self._to_publish: dict[str, Tensor] = {}
         self._dormant: set[str] = set()
+        self._parameters: dict[str, nn.Parameter] = {}
+        self._active: dict[str, Tensor] = {}
         self._strengths: tuple[float, float] | None = None
+        self._prior_term = self._ewc_term = Quadratic({}, {})
 
     def before_train_dataset_adaptation(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
         """Refuse what cannot be trained, before anything is changed."""
@@ -204,6 +208,8 @@ class PriorEWCPlugin(SupervisedPlugin):
         self.posterior.update(parameters, fisher, len(dataset), active, self.gamma)
         log_precision = _select(self.posterior.precision, active).log()
         self._publish_distribution(strategy, "LogPrecision", log_precision)
+        self._parameters, self._active = {}, {}
+        self._prior_term = self._ewc_term = Quadratic({}, {})
 
     def _take_in(self, strategy: SupervisedTemplate) -> None:
         self._parameters = dict(strategy.model.named_parameters())

@@ -113,6 +113,11 @@ class HypernetTemplate(SupervisedTemplate):
         check_optimizers(optimizer, embedding_optimizer, regularizer)
         if likelihood is not None and not isinstance(likelihood, Likelihood):
             raise TypeError(f"likelihood must be a Likelihood, got {likelihood!r}")
+        if not isinstance(in_memory, bool):
+            raise TypeError(
+                f"in_memory must be True or False, got {in_memory!r}; an InMemoryPlugin with other "
+                "options belongs among the plugins"
+            )
         super().__init__(model=model, optimizer=optimizer, **options)
         if in_memory and not any(isinstance(p, InMemoryPlugin) for p in self.plugins):
             self.plugins.insert(0, InMemoryPlugin())
@@ -171,14 +176,13 @@ class HypernetTemplate(SupervisedTemplate):
         outputs: Tensor
         if not self.is_training:
             outputs = super().forward()
-        elif self.prior_variance is None:
-            loader = self.dataloader
-            labels = self.mb_task_id
-            known = loader.only_task(labels) if isinstance(loader, InMemoryLoader) else None
-            outputs = self.model(self.mb_x, labels if known is None else known)
         else:
-            self._generated = self.model.generate(labels_of(self.experience))
-            outputs = self.model(self.mb_x, self.mb_task_id, weights=self._generated)
+            loader, labels = self.dataloader, self.mb_task_id
+            known = loader.only_task(labels) if isinstance(loader, InMemoryLoader) else None
+            if self.prior_variance is not None:
+                self._generated = self.model.generate(labels_of(self.experience))
+            labels = labels if known is None else known
+            outputs = self.model(self.mb_x, labels, weights=self._generated)
         return outputs
 
     def criterion(self) -> Tensor:
