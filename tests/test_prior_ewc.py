@@ -288,9 +288,10 @@ def test_untrained_head_is_not_pulled_to_its_random_start():
             torch.testing.assert_close(gradient, expected)
             self.checked = True
 
-    strategy.plugins.insert(1, Check())
+    check = Check()
+    strategy.plugins.insert(strategy.plugins.index(plugin) + 1, check)
     strategy.train(stream[1])
-    assert strategy.plugins[1].checked
+    assert check.checked
 
 
 @pytest.mark.usefixtures("float64")
