@@ -6,14 +6,13 @@ from collections.abc import Callable
 
 import torch
 from avalanche.benchmarks import CLScenario
-from avalanche.training import Naive
-from avalanche.training.plugins import EvaluationPlugin, EWCPlugin, SupervisedPlugin
+from avalanche.training.plugins import EWCPlugin, SupervisedPlugin
 from torch import nn
 
 from avalanche_hnet import InMemoryPlugin, PriorEWCPlugin
 from benchmarks.networks import mlp, resnet
 from benchmarks.rows import Limit, Row, in_turn
-from benchmarks.strategies import DEVICE, in_the_last_experience, random_stream
+from benchmarks.strategies import in_the_last_experience, naive, random_stream
 from benchmarks.timing import threads
 
 LIMIT = Limit(1.15)
@@ -55,17 +54,7 @@ def _rows(
     functions = {}
     for name, own in plugins.items():
         torch.manual_seed(0)
-        model = make_model()
-        strategy = Naive(
-            model=model,
-            optimizer=torch.optim.Adam(model.parameters(), 1e-3),
-            criterion=nn.CrossEntropyLoss(),
-            train_mb_size=batch_size,
-            eval_mb_size=batch_size,
-            device=DEVICE,
-            plugins=[InMemoryPlugin(), *own],
-            evaluator=EvaluationPlugin(loggers=[]),
-        )
+        strategy = naive(make_model(), InMemoryPlugin(), *own, batch_size=batch_size)
         in_the_last_experience(strategy, benchmark)
         functions[f"{name}, {network}"] = strategy.training_epoch
     n_iterations = len(strategy.dataloader)

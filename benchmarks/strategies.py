@@ -6,8 +6,10 @@ from collections.abc import Sequence
 
 import torch
 from avalanche.benchmarks import CLScenario, tensors_benchmark
+from avalanche.training import Naive
+from avalanche.training.plugins import EvaluationPlugin, SupervisedPlugin
 from avalanche.training.templates import SupervisedTemplate
-from torch import Tensor
+from torch import Tensor, nn
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -19,6 +21,25 @@ def random_stream(
     data = [(torch.randn(n, *shape), torch.randint(n_classes, (n,))) for n in sizes]
     tasks = list(range(len(sizes))) if labels else [0] * len(sizes)
     return tensors_benchmark(train_tensors=data, test_tensors=data[:1], task_labels=tasks)
+
+
+def naive(
+    model: nn.Module,
+    *plugins: SupervisedPlugin,
+    batch_size: int,
+    evaluator: EvaluationPlugin | None = None,
+) -> Naive:
+    """Avalanche's plain strategy with Adam; without an evaluator it measures and logs nothing."""
+    return Naive(
+        model=model,
+        optimizer=torch.optim.Adam(model.parameters(), 1e-3),
+        criterion=nn.CrossEntropyLoss(),
+        train_mb_size=batch_size,
+        eval_mb_size=batch_size,
+        device=DEVICE,
+        plugins=[*plugins],
+        evaluator=evaluator or EvaluationPlugin(loggers=[]),
+    )
 
 
 def in_the_last_experience(strategy: SupervisedTemplate, benchmark: CLScenario) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import tempfile
 import time
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,15 +12,13 @@ from avalanche.benchmarks import CLExperience, PermutedMNIST
 from avalanche.benchmarks.datasets import default_dataset_location
 from avalanche.evaluation.metrics import accuracy_metrics, loss_metrics
 from avalanche.logging import TensorboardLogger
-from avalanche.training import Naive
 from avalanche.training.plugins import EvaluationPlugin
-from torch import nn
 
 from avalanche_hnet import InMemoryPlugin
 from avalanche_hnet.data.store import TensorStore
 from benchmarks.networks import mlp
 from benchmarks.rows import Function, Limit, Row, in_turn
-from benchmarks.strategies import DEVICE, Loop
+from benchmarks.strategies import DEVICE, Loop, naive
 from benchmarks.timing import threads
 
 N_SLOW = 6400  # samples through Avalanche's own loader
@@ -46,10 +43,8 @@ def rows(repeats: int) -> list[Row]:
         start = time.perf_counter()
         loop()
         epoch = time.perf_counter() - start
-    name, reference = (
-        "reading the 60,000 samples, once",
-        "an epoch of the plain loop, batches of 128",
-    )
+    name = "reading the 60,000 samples, once"
+    reference = "an epoch of the plain loop, batches of 128"
     found.append(Row("epoch", name, reference, [reading / epoch], 1e3 * reading))
     return found
 
@@ -59,14 +54,20 @@ def _rows(
 ) -> list[Row]:
     suffix = f", batches of {batch_size}"
     loop = Loop(mlp(784, 100, 10), x, y, batch_size)
-    some = experience.dataset.subset(range(N_SLOW))
+    fast, measured, slow = (
+        naive(mlp(784, 100, 10), *plugins, batch_size=batch_size, evaluator=evaluator)
+        for plugins, evaluator in (
+            ([InMemoryPlugin()], None),
+            ([InMemoryPlugin()], _evaluator()),
+            ([], None),
+        )
+    )
+    some = _with(experience, experience.dataset.subset(range(N_SLOW)))
     functions: dict[str, Function] = {
         f"plain loop{suffix}": loop,
-        f"Naive, InMemoryPlugin{suffix}": _epoch(experience, batch_size, InMemoryPlugin()),
-        f"the same with metrics and TensorBoard{suffix}": _epoch(
-            experience, batch_size, InMemoryPlugin(), evaluator=_evaluator()
-        ),
-        f"Naive, Avalanche's loader{suffix}": _epoch(_with(experience, some), batch_size),
+        f"Naive, InMemoryPlugin{suffix}": lambda: fast.train(experience),
+        f"the same with metrics and TensorBoard{suffix}": lambda: measured.train(experience),
+        f"Naive, Avalanche's loader{suffix}": lambda: slow.train(some),
     }
     n_iterations = dict.fromkeys(functions, float(loop.n_iterations))
     n_iterations[f"Naive, Avalanche's loader{suffix}"] = N_SLOW / batch_size
@@ -78,22 +79,6 @@ def _with(experience: CLExperience, dataset: Any) -> CLExperience:
     other = copy.copy(experience)
     other._dataset = dataset
     return other
-
-
-def _epoch(
-    experience: CLExperience, batch_size: int, *plugins: Any, evaluator: Any = None
-) -> Callable[[], None]:
-    model = mlp(784, 100, 10)
-    strategy = Naive(
-        model=model,
-        optimizer=torch.optim.Adam(model.parameters(), 1e-3),
-        criterion=nn.CrossEntropyLoss(),
-        train_mb_size=batch_size,
-        device=DEVICE,
-        plugins=list(plugins),
-        evaluator=evaluator or EvaluationPlugin(loggers=[]),
-    )
-    return lambda: strategy.train(experience)
 
 
 def _evaluator() -> EvaluationPlugin:

@@ -19,6 +19,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 from tqdm import tqdm
 
+from avalanche_hnet import InMemoryPlugin
+
 HELD_OUT = 0.1
 
 
@@ -43,6 +45,11 @@ def in_memory(benchmark: CLScenario, *, validate: bool, new_classes: int = 0) ->
     for experience in (*stored.train_stream, *stored.test_stream):
         experience.classes_in_this_experience = sorted(experience.dataset.targets.uniques)
     return stored
+
+
+def memory_plugins(wanted: bool) -> list[InMemoryPlugin]:
+    """What makes a strategy read its data once, if that is wanted."""
+    return [InMemoryPlugin()] if wanted else []
 
 
 def tensors_of(experience: CLExperience) -> tuple[Tensor, Tensor]:

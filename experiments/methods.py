@@ -19,8 +19,9 @@ from avalanche.training.plugins import (
 from avalanche.training.templates import SupervisedTemplate
 from torch import nn
 
-from avalanche_hnet import HyperModel, InMemoryPlugin, PriorEWCPlugin, TaskInferencePlugin
+from avalanche_hnet import HyperModel, PriorEWCPlugin, TaskInferencePlugin
 from avalanche_hnet.metrics import task_inference_metrics
+from experiments.in_memory import memory_plugins
 from experiments.iterations import IterationsPlugin
 from experiments.options import Method, Options
 
@@ -45,9 +46,8 @@ def make_strategy(
     plugins: list[SupervisedPlugin] = [
         IterationsPlugin(iterations),
         LRSchedulerPlugin(half_cosine, step_granularity="iteration"),
+        *memory_plugins(options.in_memory),
     ]
-    if options.in_memory:
-        plugins.append(InMemoryPlugin())
     metrics = [
         accuracy_metrics(epoch=True, experience=True, stream=True),
         loss_metrics(epoch=True, experience=True),

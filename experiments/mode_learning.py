@@ -18,12 +18,12 @@ from torch import nn
 
 from avalanche_hnet import (
     BlockMultiHeadClassifier,
-    InMemoryPlugin,
     PriorEWCPlugin,
     TaskInferencePlugin,
 )
 from avalanche_hnet.benchmarks import GaussianMixture2D
 from avalanche_hnet.metrics import task_inference_metrics
+from experiments.in_memory import memory_plugins
 from experiments.iterations import IterationsPlugin
 from experiments.mode_networks import ModeNetwork, mlp
 from experiments.mode_options import GaussianMixtureOptions, ModeMethod
@@ -72,7 +72,7 @@ def learn(
         model=strategy.model,
         optimizer=strategy.optimizer,
         eval_mb_size=1000,
-        plugins=[*_memory(options), TaskInferencePlugin(**inference)],
+        plugins=[*memory_plugins(options.in_memory), TaskInferencePlugin(**inference)],
         evaluator=EvaluationPlugin(
             accuracy_metrics(experience=True, stream=True),
             task_inference_metrics(experience=options.infers_tasks(method)),
@@ -104,7 +104,10 @@ def make_strategy(
 ) -> tuple[SupervisedTemplate, dict[str, Any]]:
     """The strategy of the method, and the options of a :class:`TaskInference` for it."""
     n_classes = 6 if options.scenario == "class" else 2
-    plugins: list[SupervisedPlugin] = [*_memory(options), IterationsPlugin(options.iterations)]
+    plugins: list[SupervisedPlugin] = [
+        *memory_plugins(options.in_memory),
+        IterationsPlugin(options.iterations),
+    ]
     common: dict[str, Any] = {
         "criterion": nn.CrossEntropyLoss(),
         "train_mb_size": options.batch_size,
@@ -152,10 +155,6 @@ def make_strategy(
     model = ModeNetwork(features, head)
     optimizer = torch.optim.Adam(model.parameters(), options.learning_rate)
     return Naive(model=model, optimizer=optimizer, **common), inference
-
-
-def _memory(options: GaussianMixtureOptions) -> list[InMemoryPlugin]:
-    return [InMemoryPlugin()] if options.in_memory else []
 
 
 def _average(metrics: dict[str, float], name: str) -> float | None:

@@ -33,13 +33,13 @@ from tqdm import tqdm
 from avalanche_hnet import (
     Gaussian,
     GaussianPosterior,
-    InMemoryPlugin,
     PriorEWCPlugin,
     RegressionPrediction,
     predict,
 )
 from avalanche_hnet.benchmarks import Regression1D
 from avalanche_hnet.metrics import mse_metrics
+from experiments.in_memory import memory_plugins
 from experiments.iterations import IterationsPlugin, ProgressPlugin
 from experiments.uncertainty_figure import Panel, draw_uncertainty
 from experiments.uncertainty_measures import TaskResult, evaluate, shown_interval
@@ -256,7 +256,7 @@ def make_strategy(
         train_mb_size=2**30,
         eval_mb_size=1000,
         plugins=[
-            *([InMemoryPlugin()] if options.in_memory else []),
+            *memory_plugins(options.in_memory),
             IterationsPlugin(options.iterations),
             LRSchedulerPlugin(half_cosine, step_granularity="iteration"),
             plugin,

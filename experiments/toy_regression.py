@@ -28,10 +28,11 @@ from rich.table import Table
 from torch import nn
 from tqdm import tqdm
 
-from avalanche_hnet import Gaussian, InMemoryPlugin, PriorEWCPlugin
+from avalanche_hnet import Gaussian, PriorEWCPlugin
 from avalanche_hnet.benchmarks import Regression1D
 from avalanche_hnet.metrics import mse_metrics
 from experiments.hypernet import HypernetOptions
+from experiments.in_memory import memory_plugins
 from experiments.iterations import IterationsPlugin, ProgressPlugin
 from experiments.regression_figure import FitsPlugin
 
@@ -124,13 +125,11 @@ def make_strategy(
         "criterion": nn.MSELoss(),
         "train_mb_size": options.batch_size,
         "eval_mb_size": 1000,
-        "plugins": [IterationsPlugin(n_iterations)],
+        "plugins": [IterationsPlugin(n_iterations), *memory_plugins(options.in_memory)],
         "evaluator": EvaluationPlugin(
             mse_metrics(experience=True, stream=True), loggers=[TensorboardLogger(log_folder)]
         ),
     }
-    if options.in_memory:
-        common["plugins"].append(InMemoryPlugin())
     hypernet = options.hypernet
     is_hypernet = options.method in ("hypernet", "from-scratch")
     network = main_network(options, 3 if is_hypernet and hypernet.multi_head else 1)

@@ -149,14 +149,13 @@ def counts_for(owners: Tensor, tasks: Tensor) -> Tensor:
 
 
 def _products(a: Tensor, b: Tensor) -> Tensor:
-    """A @ b.T of wide matrices (A, c) and (B, c): in two halves, which can run at once."""
-    half = a.shape[1] // 2
+    """Products a @ b.T of wide matrices (A, c) and (B, c), in two halves, which can run at once."""
     if a.stride(1) != 1 or b.stride(1) != 1:
         return a @ b.T
-    halves = (
+    half = a.shape[1] // 2
+    left, right = (
         m.as_strided((2, len(m), half), (half, m.stride(0), 1), m.storage_offset()) for m in (a, b)
     )
-    left, right = halves
     product = torch.bmm(left, right.transpose(1, 2)).sum(0)
     if a.shape[1] % 2:
         product += a[:, -1:] @ b[:, -1:].T

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,16 +26,37 @@ def evaluating(modules: Iterable[nn.Module]) -> Iterator[None]:
 
 
 @contextmanager
+def random_numbers_kept() -> Iterator[list[str]]:
+    """Put the global random states back afterwards; then the list names those that were used."""
+    used: list[str] = []
+    of_torch, of_python = torch.get_rng_state(), random.getstate()
+    of_numpy: Any = np.random.get_state()
+    try:
+        yield used
+    finally:
+        if not torch.equal(of_torch, torch.get_rng_state()):
+            used.append("torch")
+        if of_python != random.getstate():
+            used.append("random")
+        now: Any = np.random.get_state()
+        if any(not np.array_equal(a, b) for a, b in zip(of_numpy, now, strict=True)):
+            used.append("numpy")
+        torch.set_rng_state(of_torch)
+        random.setstate(of_python)
+        np.random.set_state(of_numpy)
+
+
+@contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
     """Evaluation mode inside; every module's mode and all global RNG state restored after."""
     modes = [(module, module.training) for module in model.modules()]
-    python_state, numpy_state = random.getstate(), np.random.get_state()
     # Fused attention skips the submodules; cuDNN refuses to differentiate RNNs in evaluation mode.
     fused_attention = torch.backends.mha.get_fastpath_enabled()
     has_rnn = any(isinstance(module, nn.RNNBase) for module in model.modules())
     try:
         with (
-            torch.random.fork_rng(),
+            torch.random.fork_rng(),  # of all devices
+            random_numbers_kept(),
             torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled and not has_rnn),
         ):
             torch.backends.mha.set_fastpath_enabled(False)
@@ -42,7 +64,5 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fused_attention)
-        random.setstate(python_state)
-        np.random.set_state(numpy_state)
         for module, training in modes:
             module.training = training

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torchvision.transforms import Lambda
 
+from avalanche_hnet.core.undisturbed import random_numbers_kept
 from avalanche_hnet.data.structure import WRAPPERS, Structure, from_torchvision
 
 # Of torchvision's random transforms, those whose names do not begin with Random.
@@ -73,27 +71,6 @@ def require_deterministic(
             f"the data are random: samples {'take random numbers' if taken else 'change'} when "
             f"they are read; {remedy}. One of these does it: {names}"
         )
-
-
-@contextmanager
-def random_numbers_kept() -> Iterator[list[str]]:
-    """Put the global random states back afterwards; then the list names those that were used."""
-    used: list[str] = []
-    of_torch, of_python = torch.get_rng_state(), random.getstate()
-    of_numpy: Any = np.random.get_state()
-    try:
-        yield used
-    finally:
-        if not torch.equal(of_torch, torch.get_rng_state()):
-            used.append("torch")
-        if of_python != random.getstate():
-            used.append("random")
-        now: Any = np.random.get_state()
-        if any(not np.array_equal(a, b) for a, b in zip(of_numpy, now, strict=True)):
-            used.append("numpy")
-        torch.set_rng_state(of_torch)
-        random.setstate(of_python)
-        np.random.set_state(of_numpy)
 
 
 def _is_random(transform: object) -> bool:

@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from avalanche_hnet.data.randomness import random_numbers_kept, require_deterministic
+from avalanche_hnet.core.undisturbed import random_numbers_kept
+from avalanche_hnet.data.randomness import require_deterministic
 from avalanche_hnet.data.structure import Structure
 
 Columns = list[Tensor]
@@ -70,16 +71,18 @@ class TensorStore:
             entry = self._entries.pop(key)
             self._entries[key] = entry._replace(temporary=entry.temporary and temporary)
             return entry.columns
-        self.require(dataset, collate, structure)
-        needed = _size_of_first(dataset, collate) * len(dataset)
+        needed = self.require(dataset, collate, structure)
         while self._entries and self._used() + needed > self.memory_limit:
             self._entries.popitem(last=False)
         columns = _read(dataset, collate, device, num_workers)
         self._entries[key] = _Entry(columns, temporary, (dataset, collate))
         return columns
 
-    def require(self, dataset: Any, collate: Collate, structure: Structure | None = None) -> None:
+    def require(self, dataset: Any, collate: Collate, structure: Structure | None = None) -> int:
         """Refuse what :meth:`get` would refuse, from a look at the first samples.
+
+        Returns:
+            The bytes that all samples need.
 
         Raises:
             ValueError: see :meth:`get`.
@@ -93,6 +96,7 @@ class TensorStore:
                 f"{self.memory_limit:,}; raise it, or leave InMemoryPlugin out "
                 "(of a HypernetTemplate: in_memory=False)"
             )
+        return needed
 
     def holds(self, dataset: Any, collate: Collate, device: torch.device) -> bool:
         """Whether :meth:`get` need not read it."""
