@@ -5,23 +5,39 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
 import torch
 import tyro
+from avalanche.logging import TensorboardLogger
 from avalanche.models import IncrementalClassifier
 from PIL import Image
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import nn
 
-from avalanche_hnet import BlockMultiHeadClassifier, PriorEWCPlugin, TaskInferencePlugin
+from avalanche_hnet import (
+    BlockMultiHeadClassifier,
+    InMemoryPlugin,
+    PriorEWCPlugin,
+    TaskInferencePlugin,
+)
 from avalanche_hnet.benchmarks import PermutedDigits, SplitDigits
-from experiments import permuted_mnist, split_digits, split_mnist
+from experiments import (
+    mode_learning,
+    permuted_mnist,
+    regression_uncertainty,
+    split_digits,
+    split_mnist,
+    toy_regression,
+)
 from experiments.compare import make_model
 from experiments.hypernet import HypernetOptions
 from experiments.in_memory import in_memory
 from experiments.methods import make_strategy
+from experiments.mode_options import GaussianMixtureOptions, ModeMethod
 from experiments.networks import GaussianNoise, mlp
 from experiments.options import Options, with_strengths
 from experiments.results import (
@@ -475,3 +491,28 @@ def test_dropout_is_in_the_network_of_every_scenario():
         layers = [type(m) for m in mlp(heads, 4, (5, 6), 3, dropout=0.3).modules()]
         assert layers.count(torch.nn.Dropout) == 2
         assert torch.nn.Dropout not in [type(m) for m in mlp(heads, 4, (5, 6), 3).modules()]
+
+
+@pytest.mark.in_memory
+@pytest.mark.parametrize("wanted", [True, False])
+def test_every_experiment_can_do_without_memory(wanted, tmp_path):
+    options = replace(SplitDigitsOptions(), scenario="task", in_memory=wanted)
+    options = with_strengths(options, {"task": 1.0}, {"task": 1.0})
+    benchmark = split_digits.make_benchmark(options, 0)
+    strategies = [
+        make_strategy(method, make_model(method, benchmark, options), options, 5, tmp_path)
+        for method in options.methods
+    ]
+    for method in get_args(toy_regression.Method):
+        toy = toy_regression.ToyRegressionOptions(method=method, in_memory=wanted)
+        strategies.append(toy_regression.make_strategy(toy, 10, tmp_path))
+    for method in get_args(ModeMethod):
+        modes = GaussianMixtureOptions(in_memory=wanted)
+        strategies.append(mode_learning.make_strategy(method, modes, tmp_path)[0])
+    uncertain = regression_uncertainty.UncertaintyOptions(in_memory=wanted)
+    logger = TensorboardLogger(tmp_path)
+    strategies.append(
+        regression_uncertainty.make_strategy(uncertain, nn.Linear(1, 1), logger, PriorEWCPlugin())
+    )
+    for strategy in strategies:
+        assert any(isinstance(p, InMemoryPlugin) for p in strategy.plugins) == wanted
