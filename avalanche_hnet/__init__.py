@@ -1,12 +1,12 @@
 """Prior-focused continual learning and hypernetworks for Avalanche."""
 
-from avalanche_hnet.core.fisher import diagonal_fisher
-from avalanche_hnet.core.fisher_rules import register_fisher_rule
-from avalanche_hnet.core.hypernetworks import ChunkedHyperNetwork, HyperNetwork
-from avalanche_hnet.core.likelihoods import Categorical, Gaussian, Likelihood
-from avalanche_hnet.core.lookahead import fresh_optimizer, optimizer_step, sgd_step
-from avalanche_hnet.core.posterior import GaussianPosterior
-from avalanche_hnet.core.predictive import RegressionPrediction, predict
+from avalanche_hnet.core.common.likelihoods import Categorical, Gaussian, Likelihood
+from avalanche_hnet.core.common.task_statistics import TaskStatistics
+from avalanche_hnet.core.fisher.diagonal import diagonal_fisher
+from avalanche_hnet.core.fisher.layer_rules import register_fisher_rule
+from avalanche_hnet.core.hypernetworks.network import ChunkedHyperNetwork, HyperNetwork
+from avalanche_hnet.core.posterior.gaussian import GaussianPosterior
+from avalanche_hnet.core.posterior.predict import RegressionPrediction, predict
 from avalanche_hnet.core.regularizers import (
     EWC,
     FixedTarget,
@@ -15,7 +15,7 @@ from avalanche_hnet.core.regularizers import (
     Regularizer,
     ValuePreserving,
 )
-from avalanche_hnet.core.task_statistics import TaskStatistics
+from avalanche_hnet.core.regularizers.lookahead import fresh_optimizer, optimizer_step, sgd_step
 from avalanche_hnet.models.active import HasActiveElements, active_elements
 from avalanche_hnet.models.block_heads import BlockMultiHeadClassifier
 from avalanche_hnet.models.hyper_model import HyperModel

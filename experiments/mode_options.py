@@ -6,8 +6,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal
 
-from avalanche_hnet.core.predictive import PredictionMethod
-from avalanche_hnet.core.task_choice import InferenceCriterion
+from avalanche_hnet.core.posterior.predict import PredictionMethod
+from avalanche_hnet.core.posterior.task_criteria import InferenceCriterion
 from experiments.hypernet import HypernetOptions
 from experiments.options import Head, Scenario
 

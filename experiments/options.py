@@ -9,8 +9,8 @@ from typing import Any, Literal, TypeVar, get_args
 
 import torch
 
-from avalanche_hnet.core.predictive import PredictionMethod
-from avalanche_hnet.core.task_choice import InferenceCriterion
+from avalanche_hnet.core.posterior.predict import PredictionMethod
+from avalanche_hnet.core.posterior.task_criteria import InferenceCriterion
 from experiments.hypernet import HypernetOptions
 
 Scenario = Literal["task", "domain", "class"]

@@ -23,7 +23,7 @@ from rich.table import Table
 from torch import nn
 
 from avalanche_hnet import GaussianPosterior, PriorEWCPlugin, predict
-from avalanche_hnet.core.predictive import PredictionMethod
+from avalanche_hnet.core.posterior.predict import PredictionMethod
 from experiments import split_digits, split_mnist
 from experiments.compare import make_model
 from experiments.in_memory import in_memory, tensors_of

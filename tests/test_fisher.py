@@ -16,7 +16,7 @@ from avalanche_hnet import (
     diagonal_fisher,
     register_fisher_rule,
 )
-from avalanche_hnet.core import fisher_rules
+from avalanche_hnet.core.fisher import layer_rules
 from tests import models
 from tests.oracles import assert_close, loop_exact_categorical_fisher, loop_fisher
 from tests.streams import task_stream
@@ -279,7 +279,7 @@ def test_convolution_rule_equals_loop(groups, kernel, stride, dilation, padding,
     )
     x, y = torch.randn(3, 2 * groups, 6, 7), torch.randint(0, 2, (3,))
     model(x)
-    assert fisher_rules.fisher_rule(model[0]) is fisher_rules.convolution
+    assert layer_rules.fisher_rule(model[0]) is layer_rules.convolution
     found = diagonal_fisher(model, [(x, y)])
     assert_close(found, loop_fisher(model, x, y, nn.functional.cross_entropy))
 
@@ -289,8 +289,8 @@ def test_bounded_memory_gives_the_same(name, monkeypatch):
     make_model, make_x = CASES[name]
     model, x, y = make_model(), make_x(), torch.randint(0, 3, (N,))
     expected = diagonal_fisher(model, [(x, y)])
-    monkeypatch.setattr("avalanche_hnet.core.fisher_rules._BUDGET", 1)
-    monkeypatch.setattr("avalanche_hnet.core.squared_gradients._BUDGET", 1)
+    monkeypatch.setattr("avalanche_hnet.core.fisher.layer_rules._BUDGET", 1)
+    monkeypatch.setattr("avalanche_hnet.core.fisher.squared_gradients._BUDGET", 1)
     assert_close(diagonal_fisher(model, [(x, y)]), expected)
 
 
@@ -305,7 +305,7 @@ class Scale(nn.Module):
 
 @pytest.mark.parametrize("right", [True, False])
 def test_rule_of_a_users_layer_is_used_if_it_is_right(right, monkeypatch):
-    monkeypatch.setattr(fisher_rules, "_rules", dict(fisher_rules._rules))
+    monkeypatch.setattr(layer_rules, "_rules", dict(layer_rules._rules))
     calls = []
 
     @register_fisher_rule(Scale)

@@ -10,9 +10,9 @@ from torch import nn
 from torch.func import functional_call
 
 from avalanche_hnet import ChunkedHyperNetwork, HyperNetwork
-from avalanche_hnet.core.hyperfan import wanted_statistics
-from avalanche_hnet.core.hypernetworks import OutputLayer
-from avalanche_hnet.core.weight_layout import WeightLayout
+from avalanche_hnet.core.hypernetworks.hyperfan import wanted_statistics
+from avalanche_hnet.core.hypernetworks.network import OutputLayer
+from avalanche_hnet.core.hypernetworks.weight_layout import WeightLayout
 from tests import models
 
 pytestmark = pytest.mark.usefixtures("float64")

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from avalanche_hnet import Categorical, Gaussian
-from avalanche_hnet.core.likelihoods import resolve_likelihood
+from avalanche_hnet.core.common.likelihoods import resolve_likelihood
 
 pytestmark = pytest.mark.usefixtures("float64")
 

@@ -10,7 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 
 from avalanche_hnet import PriorEWCPlugin
-from avalanche_hnet.metrics.publish import Histogram
+from avalanche_hnet.plugins.publish import Histogram
 from tests.models import MultiHead
 from tests.streams import task_stream
 from tests.test_prior_ewc import naive

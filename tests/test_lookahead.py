@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from avalanche_hnet.core import adam
-from avalanche_hnet.core.lookahead import fresh_optimizer, optimizer_step, sgd_step
+from avalanche_hnet.core.regularizers import adam_step
+from avalanche_hnet.core.regularizers.lookahead import fresh_optimizer, optimizer_step, sgd_step
 
 pytestmark = [
     pytest.mark.usefixtures("float64"),
@@ -329,7 +329,7 @@ def test_adam_with_any_options(kind, lr, betas, eps, weight_decay, steps_before,
     for p in parameters:
         p.grad = torch.randn_like(p)
     given = {p: p.grad for p in parameters}
-    assert adam.is_plain(optimizer, given) == (min(steps_before) > 0)
+    assert adam_step.is_plain(optimizer, given) == (min(steps_before) > 0)
     state = copy.deepcopy(optimizer.state_dict())
     found = optimizer_step(optimizer)
     assert all(torch.equal(p.grad, given[p]) for p in parameters)
@@ -359,7 +359,7 @@ def test_other_adams_take_a_trial_step(optimizer):
         parameters[0].grad = torch.randn(3)
         made.step()
     parameters[0].grad = torch.randn(3)
-    assert not adam.is_plain(made, {parameters[0]: parameters[0].grad})
+    assert not adam_step.is_plain(made, {parameters[0]: parameters[0].grad})
 
 
 @settings(deadline=None)

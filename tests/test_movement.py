@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from avalanche_hnet.core import movement
-from avalanche_hnet.core.movement import WeightMovement
+from avalanche_hnet.strategies import weight_movement
+from avalanche_hnet.strategies.weight_movement import WeightMovement
 from tests.test_hypernetworks import W, make
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -41,7 +41,7 @@ def test_of_large_networks_a_sample_stands_for_all(kind, monkeypatch):
     kept = {"sample": WeightMovement(), "all": WeightMovement()}
     distances = {}
     for name, n_kept in (("all", 10_000), ("sample", 2000)):
-        monkeypatch.setattr(movement, "_MAX_WEIGHTS", n_kept)
+        monkeypatch.setattr(weight_movement, "_MAX_WEIGHTS", n_kept)
         kept[name].remember(ours, (0,))
         assert kept[name].distances(ours)[0] == 0
         (weights,) = kept[name]._learned.values()
@@ -49,7 +49,7 @@ def test_of_large_networks_a_sample_stands_for_all(kind, monkeypatch):
         assert weights.untyped_storage().nbytes() < 1.1 * weights.nbytes
     move(ours, 0)
     for name, n_kept in (("all", 10_000), ("sample", 2000)):
-        monkeypatch.setattr(movement, "_MAX_WEIGHTS", n_kept)
+        monkeypatch.setattr(weight_movement, "_MAX_WEIGHTS", n_kept)
         distances[name] = kept[name].distances(ours)[0]
     assert distances["sample"] == pytest.approx(distances["all"], rel=0.1)
     assert distances["sample"] != distances["all"]

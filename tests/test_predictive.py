@@ -25,9 +25,9 @@ from avalanche_hnet import (
     RegressionPrediction,
     predict,
 )
-from avalanche_hnet.core.likelihoods import Likelihood
-from avalanche_hnet.core.linearization import output_variance
-from avalanche_hnet.core.predictive import Predictor
+from avalanche_hnet.core.common.likelihoods import Likelihood
+from avalanche_hnet.core.fisher.output_variance import output_variance
+from avalanche_hnet.core.posterior.predict import Predictor
 from tests.hypernets import adapted, hyper_model
 from tests.models import Incremental, MultiHead, lenet, mlp
 from tests.streams import regression_stream, task_stream
@@ -699,7 +699,7 @@ def test_unlikely_classes_count_as_much_alone_as_in_a_batch():
 
 @pytest.mark.parametrize("budget", [1, 2**25])
 def test_variance_in_pieces_is_the_same(budget, monkeypatch):
-    monkeypatch.setattr("avalanche_hnet.core.linearization._BUDGET", budget)
+    monkeypatch.setattr("avalanche_hnet.core.fisher.output_variance._BUDGET", budget)
     model, x = lenet().eval(), torch.randn(5, 1, 16, 16)
     posterior = posterior_of(model)
     found = predict(model, posterior, x, likelihood=Gaussian())

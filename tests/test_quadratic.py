@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from avalanche_hnet.core.quadratic import Quadratic, _dot_products
+from avalanche_hnet.core.common.quadratic import Quadratic, _dot_products
 
 pytestmark = pytest.mark.usefixtures("float64")
 

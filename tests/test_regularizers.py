@@ -12,9 +12,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from avalanche_hnet import EWC, FixedTarget, Jacobian, ValuePreserving
-from avalanche_hnet.core.deviation import SHARED, UNUSED, Deviation, UnitClasses
 from avalanche_hnet.core.regularizers import Experience, output
 from avalanche_hnet.core.regularizers.base import Penalty
+from avalanche_hnet.core.regularizers.deviation import SHARED, UNUSED, Deviation, UnitClasses
 from tests.oracles import assert_close
 from tests.test_hypernetworks import as_theirs, authors, loop_weights, make
 

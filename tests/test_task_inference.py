@@ -25,9 +25,9 @@ from avalanche_hnet import (
     predict,
 )
 from avalanche_hnet.benchmarks import Regression1D
-from avalanche_hnet.core.likelihoods import Likelihood
-from avalanche_hnet.core.predictive import Predictor
-from avalanche_hnet.core.task_choice import disagreement, doubt, entropy
+from avalanche_hnet.core.common.likelihoods import Likelihood
+from avalanche_hnet.core.posterior.predict import Predictor
+from avalanche_hnet.core.posterior.task_criteria import disagreement, doubt, entropy
 from avalanche_hnet.metrics import mse_metrics, task_inference_metrics
 from avalanche_hnet.models import hyper_model as hyper_model_module
 from tests.hypernets import hyper_model, learner, tensors

@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from avalanche_hnet.core import weight_cache
-from avalanche_hnet.core.weight_cache import WeightCache
+from avalanche_hnet.core.hypernetworks import weight_cache
+from avalanche_hnet.core.hypernetworks.weight_cache import WeightCache
 from tests import models
 from tests.test_hypernetworks import CHUNKS, W, make
 

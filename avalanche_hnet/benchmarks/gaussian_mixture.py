@@ -18,7 +18,7 @@ from avalanche.benchmarks.utils import (
 from numpy.typing import NDArray
 from torch.utils.data import TensorDataset
 
-from avalanche_hnet.core.checks import at_least, not_negative
+from avalanche_hnet.core.common.arguments import at_least, not_negative
 
 
 class GaussianMixture2D(CLScenario):

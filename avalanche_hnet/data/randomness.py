@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms import Lambda
 
-from avalanche_hnet.core.undisturbed import random_numbers_kept
+from avalanche_hnet.core.common.evaluation import random_numbers_kept
 from avalanche_hnet.data.structure import WRAPPERS, Structure, from_torchvision
 
 # Of torchvision's random transforms, those whose names do not begin with Random.

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from avalanche_hnet.core.undisturbed import random_numbers_kept
+from avalanche_hnet.core.common.evaluation import random_numbers_kept
 from avalanche_hnet.data.randomness import require_deterministic
 from avalanche_hnet.data.structure import Structure
 

@@ -1,4 +1,4 @@
-"""What the plugins publish to Avalanche's loggers."""
+"""Metrics for Avalanche's ``EvaluationPlugin``."""
 
 from avalanche_hnet.metrics.mse import mse_metrics
 from avalanche_hnet.metrics.task_inference import task_inference_metrics

@@ -11,7 +11,7 @@ from avalanche.models import MultiTaskModule
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
-from avalanche_hnet.models.units import tasks_and_classes
+from avalanche_hnet.data.experiences import tasks_and_classes
 
 
 class BlockMultiHeadClassifier(MultiTaskModule):

@@ -13,12 +13,12 @@ from avalanche.models import MultiTaskModule
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from avalanche_hnet.core.checks import one_of
-from avalanche_hnet.core.deviation import SHARED, UNUSED
-from avalanche_hnet.core.hypernetworks import HyperNetwork
-from avalanche_hnet.core.movement import WeightMovement
-from avalanche_hnet.core.undisturbed import evaluating
-from avalanche_hnet.core.weight_cache import WeightCache
+from avalanche_hnet.core.common.arguments import one_of
+from avalanche_hnet.core.common.evaluation import evaluating
+from avalanche_hnet.core.hypernetworks.network import HyperNetwork
+from avalanche_hnet.core.hypernetworks.weight_cache import WeightCache
+from avalanche_hnet.core.regularizers.deviation import SHARED, UNUSED
+from avalanche_hnet.data.experiences import labels_of, tasks_and_classes
 from avalanche_hnet.models.main_network import (
     aliases_of,
     find_output_layer,
@@ -28,7 +28,8 @@ from avalanche_hnet.models.main_network import (
     strip,
 )
 from avalanche_hnet.models.output_units import OutputUnits
-from avalanche_hnet.models.units import SelectUnits, labels_of, select_units, tasks_and_classes
+from avalanche_hnet.models.select_units import SelectUnits, select_units
+from avalanche_hnet.strategies.weight_movement import WeightMovement
 
 # Main networks run at once have together at most so many weights, or inputs (64 MiB of float32).
 _GROUP_BUDGET = 2**24

@@ -8,7 +8,7 @@ from typing import Any
 from avalanche.models import DynamicModule
 from torch import Tensor, nn
 
-from avalanche_hnet.core.hypernetworks import HyperNetwork
+from avalanche_hnet.core.hypernetworks.network import HyperNetwork
 
 
 def require_fit(target: nn.Module, hypernetwork: HyperNetwork) -> None:

@@ -11,13 +11,18 @@ import torch.nn.functional as F
 from avalanche.models import MultiTaskModule
 from torch import Tensor, nn
 
-from avalanche_hnet.core.checks import at_least, one_of
-from avalanche_hnet.core.likelihoods import Categorical, Gaussian, Likelihood
-from avalanche_hnet.core.posterior import GaussianPosterior
-from avalanche_hnet.core.predictive import MASKED, PredictionMethod, Predictor, fitted
-from avalanche_hnet.core.task_choice import InferenceCriterion, disagreement, doubt, entropy
-from avalanche_hnet.core.task_statistics import TaskStatistics
-from avalanche_hnet.core.undisturbed import evaluating
+from avalanche_hnet.core.common.arguments import at_least, one_of
+from avalanche_hnet.core.common.evaluation import evaluating
+from avalanche_hnet.core.common.likelihoods import Categorical, Gaussian, Likelihood
+from avalanche_hnet.core.common.task_statistics import TaskStatistics
+from avalanche_hnet.core.posterior.gaussian import GaussianPosterior
+from avalanche_hnet.core.posterior.predict import MASKED, PredictionMethod, Predictor, fitted
+from avalanche_hnet.core.posterior.task_criteria import (
+    InferenceCriterion,
+    disagreement,
+    doubt,
+    entropy,
+)
 from avalanche_hnet.models.hyper_model import HyperModel
 
 

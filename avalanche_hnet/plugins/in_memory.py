@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from avalanche_hnet.core.checks import at_least
+from avalanche_hnet.core.common.arguments import at_least
 from avalanche_hnet.data.loader import InMemoryLoader, sampling_of
 from avalanche_hnet.data.store import TensorStore
 

@@ -15,15 +15,15 @@ from avalanche.training.plugins import SupervisedPlugin
 from avalanche.training.templates import SupervisedTemplate
 from torch import Tensor, nn
 
-from avalanche_hnet.core.fisher import FisherKind, diagonal_fisher
-from avalanche_hnet.core.likelihoods import Likelihood, resolve_likelihood
-from avalanche_hnet.core.posterior import GaussianPosterior, PriorMean
-from avalanche_hnet.core.quadratic import Quadratic
-from avalanche_hnet.core.squared_gradients import refuse_batch_statistics
-from avalanche_hnet.core.undisturbed import undisturbed
-from avalanche_hnet.metrics.publish import Histogram, publish
+from avalanche_hnet.core.common.evaluation import undisturbed
+from avalanche_hnet.core.common.likelihoods import Likelihood, resolve_likelihood
+from avalanche_hnet.core.common.quadratic import Quadratic
+from avalanche_hnet.core.fisher.diagonal import FisherKind, diagonal_fisher
+from avalanche_hnet.core.fisher.squared_gradients import refuse_batch_statistics
+from avalanche_hnet.core.posterior.gaussian import GaussianPosterior, PriorMean
 from avalanche_hnet.models.active import active_elements
 from avalanche_hnet.plugins.in_memory import batches_in_order
+from avalanche_hnet.plugins.publish import Histogram, publish
 
 
 class PriorEWCPlugin(SupervisedPlugin):

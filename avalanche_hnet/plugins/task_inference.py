@@ -11,11 +11,11 @@ from avalanche.training.plugins import SupervisedPlugin
 from avalanche.training.templates import SupervisedTemplate
 from torch import nn
 
-from avalanche_hnet.core.likelihoods import Gaussian, Likelihood
-from avalanche_hnet.core.posterior import GaussianPosterior
-from avalanche_hnet.core.predictive import PredictionMethod
-from avalanche_hnet.core.task_choice import InferenceCriterion
-from avalanche_hnet.core.task_statistics import TaskStatistics
+from avalanche_hnet.core.common.likelihoods import Gaussian, Likelihood
+from avalanche_hnet.core.common.task_statistics import TaskStatistics
+from avalanche_hnet.core.posterior.gaussian import GaussianPosterior
+from avalanche_hnet.core.posterior.predict import PredictionMethod
+from avalanche_hnet.core.posterior.task_criteria import InferenceCriterion
 from avalanche_hnet.models.task_inference import TaskInference
 
 

@@ -11,11 +11,11 @@ from avalanche.training.plugins import SupervisedPlugin
 from avalanche.training.templates import SupervisedTemplate
 from torch import nn
 
-from avalanche_hnet.core.checks import one_of
-from avalanche_hnet.core.task_statistics import TaskStatistics, require_statistics
+from avalanche_hnet.core.common.arguments import one_of
+from avalanche_hnet.core.common.task_statistics import TaskStatistics, require_statistics
+from avalanche_hnet.data.experiences import whole
 from avalanche_hnet.models.hyper_model import HyperModel
 from avalanche_hnet.models.task_inference import TaskInference
-from avalanche_hnet.models.units import whole
 
 StatisticsKey = Literal["task", "experience"]
 

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from avalanche.training.templates import SupervisedTemplate
 from torch import Tensor
 
-from avalanche_hnet.core.fisher import diagonal_fisher
-from avalanche_hnet.core.likelihoods import Likelihood
+from avalanche_hnet.core.common.likelihoods import Likelihood
+from avalanche_hnet.core.fisher.diagonal import diagonal_fisher
+from avalanche_hnet.data.experiences import whole
 from avalanche_hnet.models.hyper_model import HyperModel
-from avalanche_hnet.models.units import whole
 from avalanche_hnet.plugins.in_memory import batches_in_order
 
 

@@ -14,21 +14,21 @@ from avalanche.training.utils import _at_task_boundary
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from avalanche_hnet.core.likelihoods import Likelihood, resolve_likelihood
-from avalanche_hnet.core.lookahead import fresh_optimizer, optimizer_step, sgd_step
+from avalanche_hnet.core.common.likelihoods import Likelihood, resolve_likelihood
 from avalanche_hnet.core.regularizers import Experience, Penalty, Regularizer
+from avalanche_hnet.core.regularizers.lookahead import fresh_optimizer, optimizer_step, sgd_step
+from avalanche_hnet.data.experiences import labels_of, whole
 from avalanche_hnet.data.loader import InMemoryLoader
-from avalanche_hnet.metrics.publish import publish
 from avalanche_hnet.models.hyper_model import HyperModel
-from avalanche_hnet.models.units import labels_of, whole
 from avalanche_hnet.plugins.in_memory import InMemoryPlugin
-from avalanche_hnet.strategies.checks import (
+from avalanche_hnet.plugins.publish import publish
+from avalanche_hnet.strategies.experience_fisher import ExperienceFisher
+from avalanche_hnet.strategies.requirements import (
     check_arguments,
     check_optimizers,
     check_plugins,
     check_targets,
 )
-from avalanche_hnet.strategies.experience_fisher import ExperienceFisher
 
 Step = dict[Tensor, Tensor]
 

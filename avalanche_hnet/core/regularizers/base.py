@@ -9,9 +9,9 @@ from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
-from avalanche_hnet.core.checks import not_negative
-from avalanche_hnet.core.hypernetworks import HyperNetwork
-from avalanche_hnet.core.lookahead import Lookahead
+from avalanche_hnet.core.common.arguments import not_negative
+from avalanche_hnet.core.hypernetworks.network import HyperNetwork
+from avalanche_hnet.core.regularizers.lookahead import Lookahead
 
 
 class Penalty(NamedTuple):

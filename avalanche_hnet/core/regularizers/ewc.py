@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from avalanche_hnet.core.checks import at_least
-from avalanche_hnet.core.hypernetworks import HyperNetwork
-from avalanche_hnet.core.posterior import GaussianPosterior
-from avalanche_hnet.core.quadratic import Quadratic
+from avalanche_hnet.core.common.arguments import at_least
+from avalanche_hnet.core.common.quadratic import Quadratic
+from avalanche_hnet.core.hypernetworks.network import HyperNetwork
+from avalanche_hnet.core.posterior.gaussian import GaussianPosterior
 from avalanche_hnet.core.regularizers.base import Experience, FisherSource, Penalty, Regularizer
 
 

@@ -8,13 +8,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from avalanche_hnet.core.checks import one_of
-from avalanche_hnet.core.deviation import Deviation
-from avalanche_hnet.core.hypernetworks import HyperNetwork
-from avalanche_hnet.core.lookahead import Lookahead
+from avalanche_hnet.core.common.arguments import one_of
+from avalanche_hnet.core.common.evaluation import evaluating
+from avalanche_hnet.core.hypernetworks.network import HyperNetwork
 from avalanche_hnet.core.regularizers.base import Experience, Penalty
+from avalanche_hnet.core.regularizers.deviation import Deviation
+from avalanche_hnet.core.regularizers.lookahead import Lookahead
 from avalanche_hnet.core.regularizers.output import OutputRegularizer, moved_by
-from avalanche_hnet.core.undisturbed import evaluating
 
 Targets = Literal["recomputed", "stored"]
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from avalanche_hnet.core.deviation import Deviation
+from avalanche_hnet.core.regularizers.deviation import Deviation
 from avalanche_hnet.core.regularizers.step import StepRegularizer
 
 

@@ -9,12 +9,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from avalanche_hnet.core.checks import at_least, one_of
-from avalanche_hnet.core.deviation import SHARED, Deviation, UnitClasses, counts_for
-from avalanche_hnet.core.hypernetworks import Embedded, Factors, HyperNetwork
-from avalanche_hnet.core.lookahead import Lookahead
+from avalanche_hnet.core.common.arguments import at_least, one_of
+from avalanche_hnet.core.common.evaluation import evaluating
+from avalanche_hnet.core.hypernetworks.network import Embedded, Factors, HyperNetwork
 from avalanche_hnet.core.regularizers.base import Experience, FisherSource, Penalty, Regularizer
-from avalanche_hnet.core.undisturbed import evaluating
+from avalanche_hnet.core.regularizers.deviation import SHARED, Deviation, UnitClasses, counts_for
+from avalanche_hnet.core.regularizers.lookahead import Lookahead
 
 Form = Literal["auto", "direct", "quadratic"]
 
@@ -32,7 +32,7 @@ class OutputRegularizer(Regularizer):
     appendix; Fisher weights: their "importance weights".
 
     The sum of squares is evaluated in one of two forms, which agree to rounding: *direct*, forming
-    the deviations of all tasks, or as the *quadratic* form of :mod:`avalanche_hnet.core.deviation`,
+    the deviations of all tasks, or as the *quadratic* form of :mod:`.deviation`,
     whose cost and memory hardly depend on the number of tasks.
 
     Args:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from avalanche_hnet.core.lookahead import Lookahead
+from avalanche_hnet.core.regularizers.lookahead import Lookahead
 from avalanche_hnet.core.regularizers.output import OutputRegularizer
 
 

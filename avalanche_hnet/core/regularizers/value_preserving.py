@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from avalanche_hnet.core.deviation import Deviation
+from avalanche_hnet.core.regularizers.deviation import Deviation
 from avalanche_hnet.core.regularizers.output import difference, moved_by
 from avalanche_hnet.core.regularizers.step import StepRegularizer
 

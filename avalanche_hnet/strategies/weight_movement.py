@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from avalanche_hnet.core.hypernetworks import HyperNetwork
-from avalanche_hnet.core.undisturbed import evaluating
+from avalanche_hnet.core.common.evaluation import evaluating
+from avalanche_hnet.core.hypernetworks.network import HyperNetwork
 
 # Of larger networks so many weights, drawn at random, stand for all: memory stays small.
 _MAX_WEIGHTS = 2**14

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from avalanche_hnet.core.squared_gradients import SquaredGradients
+from avalanche_hnet.core.fisher.squared_gradients import SquaredGradients
 
 # At most so many per-sample gradients are held at a time (128 MiB of float32).
 _BUDGET = 2**25

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from avalanche_hnet.core.fisher_rules import FisherRule, fisher_rule
+from avalanche_hnet.core.fisher.layer_rules import FisherRule, fisher_rule
 
 Squares = dict[str, Tensor]
 

@@ -8,8 +8,8 @@ from math import nan, prod
 import torch
 from torch import Tensor, nn
 
-from avalanche_hnet.core.pairs import Concatenate
-from avalanche_hnet.core.weight_layout import WeightLayout
+from avalanche_hnet.core.hypernetworks.pairs import Concatenate
+from avalanche_hnet.core.hypernetworks.weight_layout import WeightLayout
 
 _NORMALISATION = (
     nn.modules.batchnorm._BatchNorm,

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from avalanche_hnet.core.hypernetworks import HyperNetwork
+from avalanche_hnet.core.hypernetworks.network import HyperNetwork
 
 # At most so many weights are kept, of the groups of tasks used last (256 MiB of float32).
 _BUDGET = 2**26

@@ -9,9 +9,9 @@ from avalanche.training.templates import SupervisedTemplate
 from torch import nn
 from torch.optim import Optimizer
 
-from avalanche_hnet.core.checks import at_least
-from avalanche_hnet.core.lookahead import fresh_optimizer, optimizer_step
+from avalanche_hnet.core.common.arguments import at_least
 from avalanche_hnet.core.regularizers import Regularizer
+from avalanche_hnet.core.regularizers.lookahead import fresh_optimizer, optimizer_step
 from avalanche_hnet.models.hyper_model import HyperModel
 
 

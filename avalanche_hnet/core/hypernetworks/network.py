@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.utils.parametrizations import spectral_norm as normalise_spectrally
 
-from avalanche_hnet.core import hyperfan
-from avalanche_hnet.core.checks import at_least, not_negative, one_of
-from avalanche_hnet.core.pairs import Concatenate, LinearOfPairs, linear
-from avalanche_hnet.core.weight_layout import WeightLayout
+from avalanche_hnet.core.common.arguments import at_least, not_negative, one_of
+from avalanche_hnet.core.hypernetworks import hyperfan
+from avalanche_hnet.core.hypernetworks.pairs import Concatenate, LinearOfPairs, linear
+from avalanche_hnet.core.hypernetworks.weight_layout import WeightLayout
 
 HypernetInit = Literal["default", "hyperfan"]
 

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from avalanche_hnet.core.quadratic import Quadratic
+from avalanche_hnet.core.common.quadratic import Quadratic
 
 PriorMean = Literal["zero", "initial"]
 

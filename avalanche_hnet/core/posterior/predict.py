@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from torch.func import functional_call, jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from avalanche_hnet.core.checks import at_least, one_of
-from avalanche_hnet.core.fisher import may_take_task_labels, takes_task_labels
-from avalanche_hnet.core.likelihoods import Categorical, Gaussian, Likelihood
-from avalanche_hnet.core.linearization import output_variance
-from avalanche_hnet.core.posterior import GaussianPosterior
-from avalanche_hnet.core.undisturbed import evaluating
+from avalanche_hnet.core.common.arguments import at_least, one_of
+from avalanche_hnet.core.common.evaluation import evaluating
+from avalanche_hnet.core.common.likelihoods import Categorical, Gaussian, Likelihood
+from avalanche_hnet.core.fisher.diagonal import may_take_task_labels, takes_task_labels
+from avalanche_hnet.core.fisher.output_variance import output_variance
+from avalanche_hnet.core.posterior.gaussian import GaussianPosterior
 
 PredictionMethod = Literal["map", "sample", "linearized"]
 

@@ -9,9 +9,9 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from avalanche_hnet.core.likelihoods import Categorical, Gaussian, Likelihood
-from avalanche_hnet.core.squared_gradients import N_TRIAL, SquaredGradients
-from avalanche_hnet.core.undisturbed import undisturbed
+from avalanche_hnet.core.common.evaluation import undisturbed
+from avalanche_hnet.core.common.likelihoods import Categorical, Gaussian, Likelihood
+from avalanche_hnet.core.fisher.squared_gradients import N_TRIAL, SquaredGradients
 
 FisherKind = Literal["empirical", "sampled", "exact"]
 

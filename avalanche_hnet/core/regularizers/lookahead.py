@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.overrides import TorchFunctionMode
 
-from avalanche_hnet.core import adam
+from avalanche_hnet.core.regularizers import adam_step
 
 Lookahead = Literal["optimizer", "sgd"]
 _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
@@ -44,8 +44,8 @@ def optimizer_step(
     """
     step = _bare_step(optimizer)
     given = _gradients(optimizer, gradients)
-    if not differentiable and adam.is_plain(optimizer, given):
-        return adam.changes(optimizer, given)
+    if not differentiable and adam_step.is_plain(optimizer, given):
+        return adam_step.changes(optimizer, given)
     gpus = {p.device.index for p in given if p.is_cuda}
     with torch.set_grad_enabled(differentiable), torch.random.fork_rng(gpus):
         memo: dict[int, Any] = {

@@ -1,0 +1,1 @@
+"""Networks that generate another network's weights."""

@@ -1,0 +1,1 @@
+"""The Gaussian posterior over the weights, and predictions from it."""
