@@ -11,6 +11,7 @@ from avalanche.models import MultiTaskModule
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
+from avalanche_hnet.core.common.masking import MASK_VALUE
 from avalanche_hnet.data.experiences import tasks_and_classes
 
 
@@ -46,7 +47,7 @@ class BlockMultiHeadClassifier(MultiTaskModule):
     unit_tasks: Tensor  # (U,), the task label of each output unit
     unit_classes: Tensor  # (U,), the class label of each output unit
 
-    def __init__(self, in_features: int, mask_value: float = -1000.0) -> None:
+    def __init__(self, in_features: int, mask_value: float = MASK_VALUE) -> None:
         super().__init__()
         if in_features < 1:
             raise ValueError(f"in_features must be at least 1, got {in_features}")

@@ -15,6 +15,7 @@ from torch.func import functional_call, vmap
 
 from avalanche_hnet.core.common.arguments import one_of
 from avalanche_hnet.core.common.evaluation import evaluating
+from avalanche_hnet.core.common.masking import MASK_VALUE
 from avalanche_hnet.core.hypernetworks.network import HyperNetwork
 from avalanche_hnet.core.hypernetworks.weight_cache import WeightCache
 from avalanche_hnet.core.regularizers.deviation import SHARED, UNUSED
@@ -88,7 +89,7 @@ class HyperModel(MultiTaskModule):
         multi_head: bool = False,
         reuse_units: bool = False,
         output_layer: str | None = None,
-        mask_value: float = -1000.0,
+        mask_value: float = MASK_VALUE,
     ) -> None:
         one_of(Remaining, remaining=remaining)
         require_fit(target, hypernetwork)

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from avalanche_hnet.core.common.arguments import at_least, one_of
 from avalanche_hnet.core.common.evaluation import evaluating
 from avalanche_hnet.core.common.likelihoods import Categorical, Gaussian, Likelihood
+from avalanche_hnet.core.common.masking import MASK_VALUE
 from avalanche_hnet.core.common.task_statistics import TaskStatistics
 from avalanche_hnet.core.posterior.gaussian import GaussianPosterior
-from avalanche_hnet.core.posterior.predict import MASKED, PredictionMethod, Predictor, fitted
+from avalanche_hnet.core.posterior.predict import PredictionMethod, Predictor, fitted
 from avalanche_hnet.core.posterior.task_criteria import (
     InferenceCriterion,
     disagreement,
@@ -209,7 +210,7 @@ class TaskInference(nn.Module):
         if self.classes is None:
             n_columns = max([n_columns, *(m.max_class_label for m in self._multi_task_modules())])
         padded = torch.stack([F.pad(c, (0, n_columns - c.shape[1])) for c in columns])
-        logarithms = padded.log().clamp_min(MASKED)
+        logarithms = padded.log().clamp_min(MASK_VALUE)
         return logarithms.to(x.dtype if x.is_floating_point() else None), torch.stack(scores)
 
     def _probabilities(self, x: Tensor, tasks: Sequence[int]) -> list[Tensor]:

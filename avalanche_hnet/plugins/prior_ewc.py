@@ -15,6 +15,7 @@ from avalanche.training.plugins import SupervisedPlugin
 from avalanche.training.templates import SupervisedTemplate
 from torch import Tensor, nn
 
+from avalanche_hnet.core.common.arguments import fraction
 from avalanche_hnet.core.common.evaluation import undisturbed
 from avalanche_hnet.core.common.likelihoods import Likelihood, resolve_likelihood
 from avalanche_hnet.core.common.quadratic import Quadratic
@@ -22,6 +23,7 @@ from avalanche_hnet.core.fisher.diagonal import FisherKind, diagonal_fisher
 from avalanche_hnet.core.fisher.squared_gradients import refuse_batch_statistics
 from avalanche_hnet.core.posterior.gaussian import GaussianPosterior, PriorMean
 from avalanche_hnet.models.active import active_elements
+from avalanche_hnet.plugins.finite_loss import refuse_loss
 from avalanche_hnet.plugins.in_memory import batches_in_order
 from avalanche_hnet.plugins.publish import Histogram, publish
 
@@ -94,8 +96,7 @@ class PriorEWCPlugin(SupervisedPlugin):
         super().__init__()
         if not 0 <= ewc_lambda < float("inf"):
             raise ValueError(f"ewc_lambda must be at least 0 and finite, got {ewc_lambda}")
-        if not 0 <= gamma <= 1:
-            raise ValueError(f"gamma must lie in [0, 1], got {gamma}")
+        fraction(gamma=gamma)
         if fisher not in get_args(FisherKind):
             raise ValueError(f"fisher must be one of {get_args(FisherKind)}, got {fisher!r}")
         if n_fisher is not None and (not isinstance(n_fisher, int) or n_fisher < 1):
@@ -160,13 +161,11 @@ class PriorEWCPlugin(SupervisedPlugin):
         logs = strategy.clock.train_exp_iterations % self.log_every == 0
         # On a GPU the look at the loss would wait for it. It stays infinite or NaN, once it is.
         if (logs or total.is_cpu) and not isfinite(total.item()):
-            raise ValueError(
-                f"the loss is not finite at iteration {strategy.clock.train_exp_iterations} of "
-                f"experience {strategy.experience.current_experience}: {strategy.loss.item()} "
-                f"before the penalties, prior {prior.item()}, EWC {ewc.item()}; the weights have "
-                f"not been updated with it{'' if total.is_cpu else ', but maybe before'}. A "
-                "smaller learning rate or ewc_lambda may help"
+            found = (
+                f"{strategy.loss.item()} before the penalties, prior {prior.item()}, "
+                f"EWC {ewc.item()}"
             )
+            refuse_loss(strategy, found, "learning rate or ewc_lambda")
         strategy.loss = total
         if logs:
             with torch.no_grad():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from avalanche.benchmarks import OnlineCLExperience
@@ -20,6 +20,7 @@ from avalanche_hnet.core.regularizers.lookahead import fresh_optimizer, optimize
 from avalanche_hnet.data.experiences import labels_of, whole
 from avalanche_hnet.data.loader import InMemoryLoader
 from avalanche_hnet.models.hyper_model import HyperModel
+from avalanche_hnet.plugins.finite_loss import refuse_loss
 from avalanche_hnet.plugins.in_memory import InMemoryPlugin
 from avalanche_hnet.plugins.publish import publish
 from avalanche_hnet.strategies.experience_fisher import ExperienceFisher
@@ -209,7 +210,7 @@ class HypernetTemplate(SupervisedTemplate):
         # On a GPU the look at a loss would wait for it. It stays infinite or NaN, once it is.
         looks = logs or self.loss.is_cpu
         if looks and not self.loss.isfinite().all():
-            self._refuse(f"task's loss {self.loss.sum().item()}", "learning rate")
+            refuse_loss(self, f"task's loss {self.loss.sum().item()}", "learning rate")
         gradients = self._task_gradients(differentiable)
 
         step: Step = {}
@@ -231,7 +232,7 @@ class HypernetTemplate(SupervisedTemplate):
                 scale = self._resolved_likelihood.criterion_scale(self._criterion, self.mb_output)
                 penalty = penalty.scaled(scale)
             if looks and not penalty.value.isfinite():
-                self._refuse(f"regulariser {penalty.value.item()}", "beta of the regulariser")
+                refuse_loss(self, f"regulariser {penalty.value.item()}", "beta of the regulariser")
             penalty = penalty._replace(gradients=self._with_change(penalty, change))
             for name, gradient in penalty.gradients.items():
                 _accumulate(self._regularized[name], gradient)
@@ -377,14 +378,6 @@ class HypernetTemplate(SupervisedTemplate):
             if label not in current
             for parameter in model.hypernetwork.task_parameters(model.task_number(label)).values()
         ]
-
-    def _refuse(self, found: str, remedy: str) -> NoReturn:
-        raise ValueError(
-            f"the loss is not finite at iteration {self.clock.train_exp_iterations} of experience "
-            f"{self.experience.current_experience}: {found}; the weights have not been updated "
-            f"with it{'' if self.loss.is_cpu else ', but maybe before'}. A smaller {remedy} may "
-            "help"
-        )
 
     def _theta(self) -> list[nn.Parameter]:
         return [p for group in self.optimizer.param_groups for p in group["params"]]

@@ -32,6 +32,17 @@ def not_negative(**arguments: float) -> None:
             raise ValueError(f"{name} must be at least 0 and finite, got {value}")
 
 
+def fraction(**arguments: float) -> None:
+    """Require numbers from 0 to 1.
+
+    Raises:
+        ValueError: naming the argument and its value.
+    """
+    for name, value in arguments.items():
+        if not 0 <= value <= 1:
+            raise ValueError(f"{name} must lie in [0, 1], got {value}")
+
+
 def one_of(kind: Any, **arguments: Any) -> None:
     """Require values of a ``Literal`` type.
 

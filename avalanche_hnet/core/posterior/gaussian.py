@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from avalanche_hnet.core.common.arguments import fraction
 from avalanche_hnet.core.common.quadratic import Quadratic
 
 PriorMean = Literal["zero", "initial"]
@@ -165,8 +166,7 @@ class GaussianPosterior:
             ValueError: if γ or N is out of range, a mask or Fisher does not fit its parameter, or
                 an active element's Fisher is negative or not finite. Nothing is changed then.
         """
-        if not 0 <= gamma <= 1:
-            raise ValueError(f"gamma must lie in [0, 1], got {gamma}")
+        fraction(gamma=gamma)
         if n_samples < 1:
             raise ValueError(f"n_samples must be at least 1, got {n_samples}")
         for argument, tensors in (("active", active), ("fisher", fisher)):

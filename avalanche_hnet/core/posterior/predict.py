@@ -17,14 +17,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from avalanche_hnet.core.common.arguments import at_least, one_of
 from avalanche_hnet.core.common.evaluation import evaluating
 from avalanche_hnet.core.common.likelihoods import Categorical, Gaussian, Likelihood
+from avalanche_hnet.core.common.masking import MASK_VALUE
 from avalanche_hnet.core.fisher.diagonal import may_take_task_labels, takes_task_labels
 from avalanche_hnet.core.fisher.output_variance import output_variance
 from avalanche_hnet.core.posterior.gaussian import GaussianPosterior
 
 PredictionMethod = Literal["map", "sample", "linearized"]
-
-# The logit of a class that a sample cannot have, in Avalanche's heads and ours.
-MASKED = -1000.0
 
 
 class RegressionPrediction(NamedTuple):
@@ -256,7 +254,7 @@ def _softmax(outputs: Tensor) -> Tensor:
 
 def _is_not_masked(outputs: Tensor) -> Tensor:
     """Which output units (U,) are not all at the constant that heads mask classes with."""
-    return (outputs.flatten(1) != MASKED).any(0)
+    return (outputs.flatten(1) != MASK_VALUE).any(0)
 
 
 def fitted(posterior: GaussianPosterior, model: nn.Module) -> GaussianPosterior:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from avalanche_hnet.core.common.arguments import at_least
+from avalanche_hnet.core.common.arguments import at_least, fraction
 from avalanche_hnet.core.common.quadratic import Quadratic
 from avalanche_hnet.core.hypernetworks.network import HyperNetwork
 from avalanche_hnet.core.posterior.gaussian import GaussianPosterior
@@ -50,8 +50,7 @@ class EWC(Regularizer):
         prior_variance: float = 1.0,
     ) -> None:
         super().__init__(beta)
-        if not 0 <= gamma <= 1:
-            raise ValueError(f"gamma must lie in [0, 1], got {gamma}")
+        fraction(gamma=gamma)
         if gamma != 1 and not online:
             raise ValueError(f"gamma={gamma} needs online=True: nothing decays otherwise")
         if n_fisher is not None:
