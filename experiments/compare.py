@@ -120,7 +120,7 @@ def _with_task_told(strategy: SupervisedTemplate, benchmark: CLScenario) -> list
     in_memory_plugins = [p for p in strategy.plugins if isinstance(p, InMemoryPlugin)]
     accuracies = []
     for experience in benchmark.test_stream:
-        of_task = inference.options | {"tasks": [experience.task_label]}
+        of_task = vars(inference.options) | {"tasks": [experience.task_label]}
         teller = Naive(
             model=strategy.model,
             optimizer=strategy.optimizer,

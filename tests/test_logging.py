@@ -10,6 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 
 from avalanche_hnet import PriorEWCPlugin
+from avalanche_hnet.plugins.prior_ewc_log import publish_distribution
 from avalanche_hnet.plugins.publish import Histogram
 from tests.models import MultiHead
 from tests.streams import task_stream
@@ -83,7 +84,7 @@ def test_long_experiences_log_every_so_many_iterations():
 def test_nothing_finite_is_not_published_but_warned_of():
     plugin, strategy = PriorEWCPlugin(), naive(MultiHead())
     with pytest.warns(UserWarning, match="Fisher of the 2 active elements has no finite value"):
-        plugin._publish_distribution(strategy, "Fisher", torch.tensor([float("inf"), float("nan")]))
+        publish_distribution(strategy, plugin, "Fisher", torch.tensor([float("inf"), float("nan")]))
     assert not strategy.evaluator.get_all_metrics()
 
 

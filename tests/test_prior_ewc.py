@@ -462,7 +462,7 @@ def test_replayed_heads_are_penalised_with_every_implementation_of_an_optimizer(
             name = "output.head.classifiers.0.classifier.weight"
             p = dict(strategy.model.named_parameters())[name]
             moved = not torch.equal(p, plugin.posterior.mean[name])
-            penalties.append((moved, name in plugin._dormant))
+            penalties.append((moved, name in plugin._experience.penalty.dormant))
 
     torch.manual_seed(0)
     model, plugin = MultiHead(), PriorEWCPlugin(100.0)

@@ -910,7 +910,7 @@ def test_evaluation_in_the_middle_of_an_experience_is_of_what_is_trained():
     accuracies = {}
     for plugin in (TaskInferencePlugin(posterior=ewc.posterior), TaskInferencePlugin()):
         torch.manual_seed(0)
-        own = ewc if plugin.options["posterior"] is not None else PriorEWCPlugin()
+        own = ewc if plugin.options.posterior is not None else PriorEWCPlugin()
         strategy = strategy_of(
             "block",
             own,

@@ -10,8 +10,9 @@ from torch import Tensor
 from avalanche_hnet.core.common.likelihoods import Likelihood
 from avalanche_hnet.core.fisher.diagonal import diagonal_fisher
 from avalanche_hnet.data.experiences import whole
+from avalanche_hnet.data.in_order import batches_in_order
 from avalanche_hnet.models.hyper_model import HyperModel
-from avalanche_hnet.plugins.in_memory import batches_in_order
+from avalanche_hnet.plugins.in_memory import store_of
 
 
 class ExperienceFisher:
@@ -53,5 +54,7 @@ class ExperienceFisher:
         return layout.flatten({name: fisher[f"{prefix}{name}"] for name in layout.shapes})
 
     def _batches(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        for batch in batches_in_order(self._strategy, self._dataset):
+        strategy = self._strategy
+        size = max(strategy.train_mb_size, strategy.eval_mb_size)
+        for batch in batches_in_order(self._dataset, store_of(strategy), strategy.device, size):
             yield batch[0], batch[1], batch[-1]
