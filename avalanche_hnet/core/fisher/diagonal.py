@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from inspect import Parameter, signature
 from typing import Literal, get_args
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from avalanche_hnet.core.common.evaluation import undisturbed
 from avalanche_hnet.core.common.likelihoods import Categorical, Gaussian, Likelihood
+from avalanche_hnet.core.common.task_labels import takes_task_labels
 from avalanche_hnet.core.fisher.squared_gradients import N_TRIAL, SquaredGradients
 
 FisherKind = Literal["empirical", "sampled", "exact"]
@@ -136,27 +136,6 @@ def _single_task_batches(
     for label in labels.unique():
         chosen = labels == label
         yield x[chosen], y[chosen], labels[chosen]
-
-
-def takes_task_labels(model: nn.Module) -> bool:
-    """Whether it is one of Avalanche's or its ``forward`` says so.
-
-    That is a second parameter that is called ``task_labels`` or has no default.
-    """
-    if hasattr(model, "forward_single_task"):
-        return True
-    second = _positional(model)[1:2]
-    return any(p.name == "task_labels" or p.default is Parameter.empty for p in second)
-
-
-def may_take_task_labels(model: nn.Module) -> bool:
-    """Whether its ``forward`` has a second parameter, of any name."""
-    return hasattr(model, "forward_single_task") or len(_positional(model)) > 1
-
-
-def _positional(model: nn.Module) -> list[Parameter]:
-    kinds = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
-    return [p for p in signature(model.forward).parameters.values() if p.kind in kinds]
 
 
 def _random_subset(

@@ -18,7 +18,7 @@ from avalanche_hnet.core.common.arguments import at_least, one_of
 from avalanche_hnet.core.common.evaluation import evaluating
 from avalanche_hnet.core.common.likelihoods import Categorical, Gaussian, Likelihood
 from avalanche_hnet.core.common.masking import MASK_VALUE
-from avalanche_hnet.core.fisher.diagonal import may_take_task_labels, takes_task_labels
+from avalanche_hnet.core.common.task_labels import may_take_task_labels, takes_task_labels
 from avalanche_hnet.core.fisher.output_variance import output_variance
 from avalanche_hnet.core.posterior.gaussian import GaussianPosterior
 
