@@ -11,7 +11,7 @@ from torch.func import functional_call
 
 from avalanche_hnet import ChunkedHyperNetwork, HyperNetwork
 from avalanche_hnet.core.hypernetworks.hyperfan import wanted_statistics
-from avalanche_hnet.core.hypernetworks.network import OutputLayer
+from avalanche_hnet.core.hypernetworks.output_layer import OutputLayer
 from avalanche_hnet.core.hypernetworks.weight_layout import WeightLayout
 from tests import models
 

@@ -6,7 +6,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 
 from avalanche_hnet import EWC, FixedTarget, HyperModel, Jacobian, ValuePreserving
-from avalanche_hnet.core.hypernetworks.network import ChunkedHyperNetwork
+from avalanche_hnet.core.hypernetworks.chunked import ChunkedHyperNetwork
 from experiments import toy_regression
 from experiments.hypernet import HypernetOptions
 from experiments.toy_regression import ToyRegressionOptions, learn, main_network, summary

@@ -25,8 +25,8 @@ from avalanche_hnet.core.common.arguments import (
 )
 from avalanche_hnet.core.common.evaluation import undisturbed
 from avalanche_hnet.core.common.likelihoods import Likelihood, resolve_likelihood
+from avalanche_hnet.core.fisher.batch_statistics import refuse_batch_statistics
 from avalanche_hnet.core.fisher.diagonal import FisherKind, diagonal_fisher
-from avalanche_hnet.core.fisher.squared_gradients import refuse_batch_statistics
 from avalanche_hnet.core.posterior.gaussian import GaussianPosterior, PriorMean
 from avalanche_hnet.data.in_order import batches_in_order
 from avalanche_hnet.models.active import active_elements

@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from avalanche_hnet.core.common.arguments import at_least, generator_or_none, integer, one_of
 from avalanche_hnet.core.common.likelihoods import Gaussian
 from avalanche_hnet.core.common.masking import MASK_VALUE
-from avalanche_hnet.core.fisher.diagonal import may_take_task_labels, takes_task_labels
+from avalanche_hnet.core.common.task_labels import may_take_task_labels, takes_task_labels
 from avalanche_hnet.core.fisher.output_variance import output_variance
 from avalanche_hnet.core.posterior.at_mean import at_mean, fitted
 from avalanche_hnet.core.posterior.gaussian import GaussianPosterior

@@ -11,7 +11,9 @@ from torch import Tensor
 
 from avalanche_hnet.core.common.arguments import at_least, one_of
 from avalanche_hnet.core.common.evaluation import evaluating
-from avalanche_hnet.core.hypernetworks.network import Embedded, Factors, HyperNetwork
+from avalanche_hnet.core.hypernetworks.network import HyperNetwork
+from avalanche_hnet.core.hypernetworks.output_layer import Factors
+from avalanche_hnet.core.hypernetworks.trunk_inputs import Embedded
 from avalanche_hnet.core.regularizers.base import Experience, FisherSource, Penalty, Regularizer
 from avalanche_hnet.core.regularizers.deviation import SHARED, Deviation, UnitClasses, counts_for
 from avalanche_hnet.core.regularizers.lookahead import Lookahead
