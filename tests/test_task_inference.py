@@ -29,7 +29,7 @@ from avalanche_hnet.core.common.likelihoods import Likelihood
 from avalanche_hnet.core.posterior.predict import Predictor
 from avalanche_hnet.core.posterior.task_criteria import disagreement, doubt, entropy
 from avalanche_hnet.metrics import mse_metrics, task_inference_metrics
-from avalanche_hnet.models import hyper_model as hyper_model_module
+from avalanche_hnet.models import network_runner
 from tests.hypernets import hyper_model, learner, tensors
 from tests.models import MultiHead, mlp
 from tests.streams import regression_stream, task_stream
@@ -377,16 +377,16 @@ def test_gradients_of_the_parameters_of_each_task():
 
 @pytest.mark.parametrize("budget", [1, 83, 2 * 83, 10**9])
 def test_more_tasks_than_run_at_once(budget, monkeypatch):
-    monkeypatch.setattr(hyper_model_module, "_GROUP_BUDGET", budget)
+    monkeypatch.setattr(network_runner, "_GROUP_BUDGET", budget)
     model, benchmark, _ = hypernet("batch norm", labels=(3, 1, 4, 0, 2))
     x, labels = inputs(benchmark)[:4], [4, 2, 0, 3, 1]
-    sizes, run = [], model._run_at_once
+    sizes, run = [], model._runner.run_at_once
 
     def watched(x, numbers, weights):
         sizes.append(len(numbers))
         return run(x, numbers, weights)
 
-    monkeypatch.setattr(model, "_run_at_once", watched)
+    monkeypatch.setattr(model._runner, "run_at_once", watched)
     model.eval()
     expected = torch.stack([model.forward_single_task(x, label) for label in labels])
     torch.testing.assert_close(model.forward_tasks(x, labels), expected, **CLOSE)
