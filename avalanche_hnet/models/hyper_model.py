@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from operator import attrgetter, index
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from avalanche.benchmarks import CLExperience
@@ -30,11 +30,11 @@ from avalanche_hnet.models.main_network import (
 )
 from avalanche_hnet.models.output_units import OutputUnits
 from avalanche_hnet.models.select_units import SelectUnits, select_units
-from avalanche_hnet.strategies.weight_movement import WeightMovement
 
 # Main networks run at once have together at most so many weights, or inputs (64 MiB of float32).
 _GROUP_BUDGET = 2**24
 
+T = TypeVar("T", bound=Tensor)
 Remaining = Literal["shared", "per_task", "frozen", "frozen_after_first"]
 
 
@@ -130,7 +130,6 @@ class HyperModel(MultiTaskModule):
         self._tasks: dict[int, int] = {}  # task number by label
         self._trained: set[int] = set()  # labels
         self._has_trained = False
-        self.movement = WeightMovement()
         self._cache = WeightCache()
 
     @property
@@ -164,6 +163,11 @@ class HyperModel(MultiTaskModule):
             network = self.networks[str(number)]
             own |= {f"networks.{number}.{n}": p for n, p in network.named_parameters()}
         return own
+
+    def of_hypernetwork(self, tensors: Mapping[str, T]) -> dict[str, T]:
+        """Of tensors by the model's parameter names, the hypernetwork's, by its own names."""
+        prefix = "hypernetwork."
+        return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
 
     def reset_task(self, label: int) -> None:
         """Put all that belongs to one task back to its initial values, buffers included."""
@@ -337,7 +341,6 @@ class HyperModel(MultiTaskModule):
             "units": [list(pair) for pair in self.units.taken] if self.multi_head else [],
             "max_class_label": self.max_class_label,
             "has_trained": self._has_trained,
-            "movement": self.movement.state_dict(),
         }
 
     def set_extra_state(self, state: Mapping[str, Any]) -> None:
@@ -364,7 +367,6 @@ class HyperModel(MultiTaskModule):
         self._trained = set(state["trained"])
         self.known_train_tasks_labels = set(state["trained"])
         self._has_trained = state["has_trained"]
-        self.movement.load_state_dict(state["movement"])
         if self.multi_head:
             self.units.taken = [(label, class_) for label, class_ in state["units"]]
         self.max_class_label = state["max_class_label"]
