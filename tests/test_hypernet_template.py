@@ -1183,9 +1183,12 @@ def test_movement_is_known_after_going_on(tmp_path):
     strategy = learner(hyper_model(), FixedTarget())
     for experience in stream[:2]:
         strategy.train(experience)
-    torch.save(strategy.model.state_dict(), tmp_path / "model.pt")
+    state = [strategy.model.state_dict(), strategy.movement.state_dict()]
+    torch.save(state, tmp_path / "state.pt")
     resumed = learner(hyper_model(), FixedTarget())
-    resumed.model.load_state_dict(torch.load(tmp_path / "model.pt", weights_only=True))
+    of_model, of_movement = torch.load(tmp_path / "state.pt", weights_only=True)
+    resumed.model.load_state_dict(of_model)
+    resumed.movement.load_state_dict(of_movement)
     resumed.train(stream[2])
     metrics = resumed.evaluator.get_all_metrics()
     found = [name for name in metrics if "WeightsMoved" in name]

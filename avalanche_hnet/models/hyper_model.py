@@ -20,7 +20,6 @@ from avalanche_hnet.models.main_network import require_fit
 from avalanche_hnet.models.multi_task_model import MultiTaskModel
 from avalanche_hnet.models.network_runner import NetworkRunner, Remaining
 from avalanche_hnet.models.output_heads import make_heads
-from avalanche_hnet.strategies.weight_movement import WeightMovement
 
 T = TypeVar("T")
 
@@ -98,7 +97,6 @@ class HyperModel(MultiTaskModel):
         self.hypernetwork = hypernetwork
         self.target = self._runner.target
         self.networks = self._runner.networks
-        self.movement = WeightMovement()
 
     def adaptation(self, experience: CLExperience) -> None:
         """Take in the experience's tasks; in training, its classes, too.
@@ -249,7 +247,6 @@ class HyperModel(MultiTaskModel):
             **self.tasks.state_dict(),
             **self.units.state_dict(),
             "max_class_label": self.max_class_label,
-            "movement": self.movement.state_dict(),
         }
 
     def set_extra_state(self, state: Mapping[str, Any]) -> None:
@@ -262,7 +259,6 @@ class HyperModel(MultiTaskModel):
         self.units.require_same_reuse(state)
         self._make_room(self.tasks.load_state_dict(state))
         self.known_train_tasks_labels = {*self.trained_task_labels}
-        self.movement.load_state_dict(state["movement"])
         self.units.load_state_dict(state)
         self.max_class_label = state["max_class_label"]
 
