@@ -1,84 +1,81 @@
-"""The methods that the experiments compare, as Avalanche strategies."""
+"""From a method, a network and settings to an Avalanche strategy."""
 
 from __future__ import annotations
 
-from math import cos, pi
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from avalanche.evaluation.metrics import accuracy_metrics, forgetting_metrics, loss_metrics
-from avalanche.logging import TensorboardLogger
-from avalanche.training import JointTraining, Naive
-from avalanche.training.plugins import (
-    EvaluationPlugin,
-    EWCPlugin,
-    LRSchedulerPlugin,
-    SupervisedPlugin,
-)
+from avalanche.training.plugins import EvaluationPlugin, SupervisedPlugin
 from avalanche.training.templates import SupervisedTemplate
 from torch import nn
 
-from avalanche_hnet import HyperModel, PriorEWCPlugin, TaskInferencePlugin
-from avalanche_hnet.metrics import task_inference_metrics
-from experiments.in_memory import memory_plugins
-from experiments.iterations import IterationsPlugin
-from experiments.options import Method, Options
+from experiments.common.hypernet import HypernetOptions
+from experiments.common.in_memory import memory_plugins
+from experiments.common.iterations import IterationsPlugin
+from experiments.common.methods import Method
+from experiments.common.schedule import half_cosine
 
 
-def make_strategy(
-    method: Method, model: nn.Module, options: Options, n_experiences: int, log_folder: Path
+def build_strategy(
+    method: Method,
+    model: nn.Module,
+    *,
+    criterion: nn.Module,
+    evaluator: EvaluationPlugin,
+    iterations: int,
+    batch_size: int,
+    learning_rate: float,
+    in_memory: bool,
+    plugins: Sequence[SupervisedPlugin] = (),
+    hypernet: HypernetOptions | None = None,
+    rate_falls: bool = False,
+    eval_batch_size: int = 1000,
+    log_every: int = 50,
+    device: str = "cpu",
 ) -> SupervisedTemplate:
-    """The strategy of ``method``, which logs to TensorBoard in ``log_folder``.
+    """The strategy of a method, which trains with Adam.
 
-    Joint training gets the iterations of all experiences together.
+    Args:
+        method: whose strategy it is.
+        model: the network, or where the method is through a hypernetwork, a ``HyperModel``.
+        criterion: the loss.
+        evaluator: its metrics and loggers.
+        iterations: in each experience.
+        batch_size: samples per iteration.
+        learning_rate: at the start of each experience, unless the hypernetwork has its own.
+        in_memory: serve the data from memory.
+        plugins: of the method and others.
+        hypernet: settings of methods that are through a hypernetwork.
+        rate_falls: let the learning rate fall to zero along a half cosine.
+        eval_batch_size: samples per evaluation step.
+        log_every: iterations between two published losses of a hypernetwork.
+        device: where to train.
     """
-    assert options.ewc_lambda is not None
-    assert options.prior_ewc_lambda is not None
-    iterations = options.iterations * (n_experiences if method == "joint" else 1)
-    rate = options.learning_rate
-    if method == "hypernet" and options.hypernet.learning_rate is not None:
-        rate = options.hypernet.learning_rate
-    optimizer = torch.optim.Adam(model.parameters(), rate)
-    half_cosine = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: (1 + cos(pi * min(step / iterations, 1))) / 2
+    of_hypernetwork: dict[str, Any] = {}
+    if method.through_hypernetwork:
+        assert hypernet is not None
+        of_hypernetwork = {
+            **hypernet.strategy_arguments(),
+            "log_every": log_every,
+            "in_memory": in_memory,
+        }
+        if hypernet.learning_rate is not None:
+            learning_rate = hypernet.learning_rate
+    optimizer = torch.optim.Adam(model.parameters(), learning_rate)
+    return method.strategy(
+        model=model,
+        optimizer=optimizer,
+        criterion=criterion,
+        train_mb_size=batch_size,
+        eval_mb_size=eval_batch_size,
+        device=device,
+        plugins=[
+            *memory_plugins(in_memory),
+            IterationsPlugin(iterations),
+            *([half_cosine(optimizer, iterations)] if rate_falls else []),
+            *plugins,
+        ],
+        evaluator=evaluator,
+        **of_hypernetwork,
     )
-    plugins: list[SupervisedPlugin] = [
-        IterationsPlugin(iterations),
-        LRSchedulerPlugin(half_cosine, step_granularity="iteration"),
-        *memory_plugins(options.in_memory),
-    ]
-    metrics = [
-        accuracy_metrics(epoch=True, experience=True, stream=True),
-        loss_metrics(epoch=True, experience=True),
-        forgetting_metrics(experience=True),
-    ]
-    posterior: dict[str, Any] = {}
-    if method == "prior-ewc":
-        ewc = PriorEWCPlugin(
-            options.prior_ewc_lambda, options.prior_variance, n_fisher=options.n_fisher
-        )
-        plugins.append(ewc)
-        posterior = {"posterior": ewc.posterior, "method": options.prediction}
-    elif method == "ewc":
-        plugins.append(EWCPlugin(options.ewc_lambda, mode="online", decay_factor=1.0))
-    if options.infers_tasks(method):
-        plugins.append(TaskInferencePlugin(criterion=options.criterion, **posterior))
-        metrics.append(task_inference_metrics(experience=True, stream=True, confusion_matrix=True))
-    common: dict[str, Any] = {
-        "model": model,
-        "optimizer": optimizer,
-        "criterion": nn.CrossEntropyLoss(),
-        "train_mb_size": options.batch_size,
-        "eval_mb_size": 500,
-        "device": options.device,
-        "plugins": plugins,
-        "evaluator": EvaluationPlugin(
-            *metrics,
-            loggers=[TensorboardLogger(log_folder)],
-        ),
-    }
-    if isinstance(model, HyperModel):
-        return options.hypernet.make_strategy(in_memory=options.in_memory, **common)
-    strategy = JointTraining if method == "joint" else Naive
-    return strategy(**common)

@@ -2,45 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from avalanche.evaluation.metrics import accuracy_metrics
 from avalanche.logging import TensorboardLogger
 from avalanche.models import IncrementalClassifier
-from avalanche.training import Naive
 from avalanche.training.determinism.rng_manager import RNGManager
 from avalanche.training.plugins import EvaluationPlugin, SupervisedPlugin
 from avalanche.training.templates import SupervisedTemplate
 from torch import nn
 
-from avalanche_hnet import (
-    BlockMultiHeadClassifier,
-    PriorEWCPlugin,
-    TaskInferencePlugin,
-)
+from avalanche_hnet import BlockMultiHeadClassifier
 from avalanche_hnet.benchmarks import GaussianMixture2D
 from avalanche_hnet.metrics import task_inference_metrics
-from experiments.in_memory import memory_plugins
-from experiments.iterations import IterationsPlugin
-from experiments.mode_networks import ModeNetwork, mlp
-from experiments.mode_options import GaussianMixtureOptions, ModeMethod
+from experiments.common.evaluation import by_experience, inferring_tester
+from experiments.common.hypernet import HypernetOptions
+from experiments.common.modes.networks import ModeNetwork, mlp
+from experiments.common.modes.options import MODE_METHODS, GaussianMixtureOptions, ModeMethod
+from experiments.common.modes.results import ModeResult
+from experiments.common.strategy import build_strategy
 
-
-@dataclass(frozen=True)
-class ModeResult:
-    """Final accuracies in percent on the test data of all tasks, None where there is no such."""
-
-    method: ModeMethod
-    seed: int
-    given: float | None
-    """With the task label given."""
-    not_given: float | None
-    """Without it."""
-    tasks: float | None
-    """Samples whose task is inferred correctly."""
+LOG_EVERY = 100
 
 
 def make_benchmark(options: GaussianMixtureOptions) -> GaussianMixture2D:
@@ -68,16 +52,12 @@ def learn(
     benchmark = make_benchmark(options)
     strategy, inference = make_strategy(method, options, log_folder)
     strategy.plugins += plugins
-    testing = Naive(  # is not trained
-        model=strategy.model,
-        optimizer=strategy.optimizer,
-        eval_mb_size=1000,
-        plugins=[*memory_plugins(options.in_memory), TaskInferencePlugin(**inference)],
-        evaluator=EvaluationPlugin(
-            accuracy_metrics(experience=True, stream=True),
-            task_inference_metrics(experience=options.infers_tasks(method)),
-            loggers=[TensorboardLogger(log_folder / "not-given")],
-        ),
+    testing = inferring_tester(
+        strategy,
+        inference,
+        accuracy_metrics(experience=True, stream=True),
+        task_inference_metrics(experience=options.infers_tasks(method)),
+        loggers=[TensorboardLogger(log_folder / "not-given")],
     )
     testing.clock = strategy.clock  # for the step of what it logs
     given: dict[str, float] = {}
@@ -103,39 +83,53 @@ def make_strategy(
     method: ModeMethod, options: GaussianMixtureOptions, log_folder: Path
 ) -> tuple[SupervisedTemplate, dict[str, Any]]:
     """The strategy of the method, and the options of a :class:`TaskInference` for it."""
-    n_classes = 6 if options.scenario == "class" else 2
-    plugins: list[SupervisedPlugin] = [
-        *memory_plugins(options.in_memory),
-        IterationsPlugin(options.iterations),
-    ]
-    common: dict[str, Any] = {
-        "criterion": nn.CrossEntropyLoss(),
-        "train_mb_size": options.batch_size,
-        "eval_mb_size": 1000,
-        "plugins": plugins,
-        "evaluator": EvaluationPlugin(
+    entry = MODE_METHODS[method]
+    hypernet = _hypernet(options)
+    model = _generated(hypernet, options) if entry.through_hypernetwork else _model(method, options)
+    plugins = entry.plugins(
+        options.strength(method), prior_variance=options.prior_variance, log_every=LOG_EVERY
+    )
+    inference: dict[str, Any] = {"criterion": options.criterion}
+    if not options.is_told_tasks(method):
+        inference["tasks"] = (0,)  # any label will do, the outputs are the same
+    if entry.has_posterior:
+        inference |= {"posterior": plugins[0].posterior, "method": options.prediction}
+    strategy = build_strategy(
+        entry,
+        model,
+        criterion=nn.CrossEntropyLoss(),
+        evaluator=EvaluationPlugin(
             accuracy_metrics(experience=True, stream=True), loggers=[TensorboardLogger(log_folder)]
         ),
-    }
-    inference: dict[str, Any] = {"criterion": options.criterion}
-    if method == "hypernet":
-        is_class = options.scenario == "class"
-        hypernet = replace(
-            options.hypernet,
-            multi_head=options.hypernet.multi_head or is_class,
-            prior_variance=options.hypernet.prior_variance or options.prior_variance,
-        )
-        network = mlp(options.hidden, options.activation)
-        n_outputs = 6 if hypernet.multi_head else 2
-        network.append(nn.Linear(options.hidden[-1], n_outputs))
-        generated = hypernet.make_model(network)
-        rate = hypernet.learning_rate or options.learning_rate
-        optimizer = torch.optim.Adam(generated.parameters(), rate)
-        strategy = hypernet.make_strategy(
-            generated, optimizer, log_every=100, in_memory=options.in_memory, **common
-        )
-        return strategy, inference
+        iterations=options.iterations,
+        batch_size=options.batch_size,
+        learning_rate=options.learning_rate,
+        in_memory=options.in_memory,
+        plugins=plugins,
+        hypernet=hypernet,
+        log_every=LOG_EVERY,
+    )
+    return strategy, inference
 
+
+def _hypernet(options: GaussianMixtureOptions) -> HypernetOptions:
+    """Its settings, with those that the experiment decides."""
+    return replace(
+        options.hypernet,
+        multi_head=options.hypernet.multi_head or options.scenario == "class",
+        prior_variance=options.hypernet.prior_variance or options.prior_variance,
+    )
+
+
+def _generated(hypernet: HypernetOptions, options: GaussianMixtureOptions) -> nn.Module:
+    """A network for each task, from a hypernetwork."""
+    n_outputs = 6 if hypernet.multi_head else 2
+    network = mlp(options.hidden, options.activation)
+    return hypernet.make_model(network.append(nn.Linear(options.hidden[-1], n_outputs)))
+
+
+def _model(method: ModeMethod, options: GaussianMixtureOptions) -> nn.Module:
+    """An ordinary network, with the head that the options ask for."""
     n_networks = 3 if method == "separate" else 1
     features = [mlp(options.hidden, options.activation) for _ in range(n_networks)]
     head: nn.Module
@@ -144,20 +138,11 @@ def make_strategy(
     elif options.head == "growing":
         head = IncrementalClassifier(options.hidden[-1])
     else:
-        head = nn.Linear(options.hidden[-1], n_classes)
-    if not options.is_told_tasks(method):
-        inference["tasks"] = (0,)  # any label will do, the outputs are the same
-    if method in ("prior-ewc", "separate"):  # which for separate networks is the prior alone
-        ewc = PriorEWCPlugin(options.ewc_lambda, options.prior_variance, log_every=100)
-        plugins.append(ewc)
-        if method == "prior-ewc":
-            inference |= {"posterior": ewc.posterior, "method": options.prediction}
-    model = ModeNetwork(features, head)
-    optimizer = torch.optim.Adam(model.parameters(), options.learning_rate)
-    return Naive(model=model, optimizer=optimizer, **common), inference
+        head = nn.Linear(options.hidden[-1], 6 if options.scenario == "class" else 2)
+    return ModeNetwork(features, head)
 
 
 def _average(metrics: dict[str, float], name: str) -> float | None:
     """Of all experiences, in percent; None where there is no such metric."""
-    found = {n: value for n, value in metrics.items() if n.startswith(f"{name}/eval_phase/")}
-    return 100 * sum(found.values()) / len(found) if found else None
+    values = by_experience(metrics, name)
+    return 100 * sum(values) / len(values) if values else None

@@ -8,6 +8,9 @@ import torch
 from avalanche.models import MultiHeadClassifier, MultiTaskModule
 from torch import Tensor, nn
 
+from experiments.common.layers import hidden_layers
+from experiments.common.uncertainty.options import UncertaintyOptions
+
 
 class GaussianActivation(nn.Module):
     """exp(-x²/2): a unit that answers only near its centre."""
@@ -28,3 +31,25 @@ class MultiHeadNetwork(MultiTaskModule):
     def forward(self, x: Tensor, task_labels: Tensor | int | None) -> Any:
         """Outputs (B, 1) of inputs (B, 1) for task labels (B,) or one label."""
         return self.head(self.features(x), task_labels)
+
+
+def make_network(options: UncertaintyOptions, interval: tuple[float, float]) -> nn.Module:
+    """An MLP from one number to one, or to one for each task.
+
+    Centres of the first layer's units are uniform over the interval, unless ``steepness`` is 0.
+    """
+    activations = {"Gaussian": GaussianActivation}
+    activation = activations.get(options.activation) or getattr(nn, options.activation)
+    features = hidden_layers((1, *options.hidden), activation)
+    first = features[0]
+    assert isinstance(first, nn.Linear)
+    if options.steepness > 0:
+        with torch.no_grad():
+            slopes = options.steepness * torch.empty(len(first.bias)).uniform_(0.5, 1.5)
+            slopes *= torch.where(torch.rand(len(slopes)) < 0.5, -1, 1)
+            centres = torch.empty(len(slopes)).uniform_(*interval)
+            first.weight[:, 0] = slopes
+            first.bias.copy_(-slopes * centres)
+    if options.head == "multi":
+        return MultiHeadNetwork(features, options.hidden[-1])
+    return features.append(nn.Linear(options.hidden[-1], 1))
