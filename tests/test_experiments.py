@@ -26,28 +26,23 @@ from avalanche_hnet import (
 )
 from avalanche_hnet.benchmarks import PermutedDigits, SplitDigits
 from experiments import (
-    mode_learning,
     permuted_mnist,
     regression_uncertainty,
     split_digits,
     split_mnist,
     toy_regression,
 )
-from experiments.compare import make_model
-from experiments.hypernet import HypernetOptions
-from experiments.in_memory import in_memory
-from experiments.methods import make_strategy
-from experiments.mode_options import GaussianMixtureOptions, ModeMethod
-from experiments.networks import GaussianNoise, mlp
-from experiments.options import Options, with_strengths
-from experiments.results import (
-    Result,
-    by_method,
-    inference_table,
-    mean_and_spread,
-    scenarios_table,
-    summary_table,
-)
+from experiments.common.comparison.learning import make_strategy
+from experiments.common.comparison.networks import GaussianNoise, make_model, mlp
+from experiments.common.comparison.options import Options, with_strengths
+from experiments.common.comparison.results import Result, by_method
+from experiments.common.comparison.tables import inference_table, scenarios_table, summary_table
+from experiments.common.hypernet import HypernetOptions
+from experiments.common.in_memory import in_memory
+from experiments.common.methods import METHODS
+from experiments.common.modes import learning as mode_learning
+from experiments.common.modes.options import GaussianMixtureOptions, ModeMethod
+from experiments.common.spread import mean_and_spread
 from experiments.split_digits import SplitDigitsOptions
 
 
@@ -276,9 +271,7 @@ def test_options_of_the_inference_reach_the_strategy(criterion, prediction, tmp_
             methods=("prior-ewc",),
             criterion=criterion,
             prediction=prediction,
-        ),
-        {"task": 1.0},
-        {"task": 1.0},
+        )
     )
     model = make_model("prior-ewc", class_stream(), options)
     strategy = make_strategy("prior-ewc", model, options, 5, tmp_path)
@@ -405,14 +398,25 @@ def test_table_of_scenarios():
     assert [list(c.cells) for c in inferred.columns] == [["m"], ["41.00"], ["90.50"]]
 
 
-def test_separate_heads_have_the_strengths_of_the_task_scenario():
-    options = Options(scenario="class", head="separate")
-    filled = with_strengths(options, {"task": 1.0, "class": 3.0}, {"task": 2.0, "class": 4.0})
+def set_strengths(monkeypatch, **strengths):
+    """Of the methods, in the comparison on split digits, for each scenario."""
+    for name, of_scenarios in strengths.items():
+        method = name.replace("_", "-")
+        entry = replace(METHODS[method], strengths={"split-digits": of_scenarios})
+        monkeypatch.setitem(METHODS, method, entry)
+
+
+def test_separate_heads_have_the_strengths_of_the_task_scenario(monkeypatch):
+    set_strengths(
+        monkeypatch, ewc={"task": 1.0, "class": 3.0}, prior_ewc={"task": 2.0, "class": 4.0}
+    )
+    filled = with_strengths(SplitDigitsOptions(scenario="class", head="separate"))
     assert (filled.ewc_lambda, filled.prior_ewc_lambda) == (1.0, 2.0)
 
 
-def test_strengths_that_are_given_are_kept():
-    filled = with_strengths(Options(ewc_lambda=3.0), {"task": 1.0}, {"task": 2.0})
+def test_strengths_that_are_given_are_kept(monkeypatch):
+    set_strengths(monkeypatch, ewc={"task": 1.0}, prior_ewc={"task": 2.0})
+    filled = with_strengths(SplitDigitsOptions(scenario="task", ewc_lambda=3.0))
     assert (filled.ewc_lambda, filled.prior_ewc_lambda) == (3.0, 2.0)
 
 
@@ -465,6 +469,7 @@ def test_help(module, capsys):
 def test_missing_mnist_is_one_sentence(name, options, tmp_path):
     code = f"""
 import sys
+from pathlib import Path
 import torchvision.datasets.mnist
 from experiments import {name}
 
@@ -472,7 +477,7 @@ def without_network(*args, **kwargs):
     raise OSError("no network")
 
 torchvision.datasets.mnist.download_and_extract_archive = without_network
-{name}.main(vars({name})[{options!r}](dataset_root={name}.Path({str(tmp_path)!r})))
+{name}.main(vars({name})[{options!r}](dataset_root=Path({str(tmp_path)!r})))
 """
     done = subprocess.run(
         [sys.executable, "-c", code],
@@ -497,13 +502,12 @@ def test_dropout_is_in_the_network_of_every_scenario():
 @pytest.mark.parametrize("wanted", [True, False])
 def test_every_experiment_can_do_without_memory(wanted, tmp_path):
     options = replace(SplitDigitsOptions(), scenario="task", in_memory=wanted)
-    options = with_strengths(options, {"task": 1.0}, {"task": 1.0})
     benchmark = split_digits.make_benchmark(options, 0)
     strategies = [
         make_strategy(method, make_model(method, benchmark, options), options, 5, tmp_path)
         for method in options.methods
     ]
-    for method in get_args(toy_regression.Method):
+    for method in get_args(toy_regression.RegressionMethod):
         toy = toy_regression.ToyRegressionOptions(method=method, in_memory=wanted)
         strategies.append(toy_regression.make_strategy(toy, 10, tmp_path))
     for method in get_args(ModeMethod):

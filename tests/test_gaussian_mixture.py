@@ -11,12 +11,13 @@ from torch import nn
 
 from avalanche_hnet import BlockMultiHeadClassifier, PriorEWCPlugin
 from avalanche_hnet.benchmarks import GaussianMixture2D
-from experiments import entropy_figure, gaussian_mixture
-from experiments.gaussian_mixture import summary
-from experiments.hypernet import HypernetOptions
-from experiments.mode_learning import ModeResult, learn, make_strategy
-from experiments.mode_networks import ModeNetwork, mlp
-from experiments.mode_options import GaussianMixtureOptions
+from experiments import gaussian_mixture
+from experiments.common.hypernet import HypernetOptions
+from experiments.common.modes import entropy_figure
+from experiments.common.modes.learning import learn, make_strategy
+from experiments.common.modes.networks import ModeNetwork, mlp
+from experiments.common.modes.options import GaussianMixtureOptions
+from experiments.common.modes.results import ModeResult, summary
 
 
 def tensors(experience):

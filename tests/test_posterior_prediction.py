@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from experiments import posterior_prediction
-from experiments.networks import GaussianNoise, mlp
+from experiments.common.comparison.networks import GaussianNoise, mlp
 from experiments.posterior_prediction import PosteriorPredictionOptions, Quality, learn, summary
 
 

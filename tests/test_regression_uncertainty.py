@@ -12,10 +12,16 @@ from torch import nn
 from avalanche_hnet import RegressionPrediction
 from avalanche_hnet.benchmarks import Regression1D
 from experiments import regression_uncertainty
-from experiments.regression_uncertainty import UncertaintyOptions, learn, make_network, summary
-from experiments.uncertainty_figure import Panel, draw_uncertainty
-from experiments.uncertainty_measures import TaskResult, evaluate
-from experiments.uncertainty_network import GaussianActivation, MultiHeadNetwork
+from experiments.common.uncertainty.figure import Panel, draw_uncertainty
+from experiments.common.uncertainty.measures import TaskResult, evaluate
+from experiments.common.uncertainty.network import (
+    GaussianActivation,
+    MultiHeadNetwork,
+    make_network,
+)
+from experiments.common.uncertainty.options import UncertaintyOptions
+from experiments.common.uncertainty.results import summary
+from experiments.regression_uncertainty import learn
 
 
 def options(**changes):

@@ -8,7 +8,7 @@ from torch import nn
 from avalanche_hnet import EWC, FixedTarget, HyperModel, Jacobian, ValuePreserving
 from avalanche_hnet.core.hypernetworks.chunked import ChunkedHyperNetwork
 from experiments import toy_regression
-from experiments.hypernet import HypernetOptions
+from experiments.common.hypernet import HypernetOptions
 from experiments.toy_regression import ToyRegressionOptions, learn, main_network, summary
 
 METHODS = ["hypernet", "ewc", "naive", "joint", "from-scratch"]

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.results import Result, by_method, mean_and_spread
+from experiments.common.comparison.results import Result, by_method
+from experiments.common.spread import mean_and_spread
 
 
 def draw_matrices(results: Sequence[Result], title: str, path: Path) -> None:

@@ -1,16 +1,35 @@
-"""The networks of the scenarios: an MLP with the head that each calls for."""
+"""The networks of the comparisons: an MLP with the head that the scenario calls for."""
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import Literal
 
 import torch
+from avalanche.benchmarks import CLScenario
 from avalanche.models import IncrementalClassifier, MultiHeadClassifier, MultiTaskModule
 from torch import Tensor, nn
 
 from avalanche_hnet import BlockMultiHeadClassifier
-from experiments.options import Head
+from experiments.common.comparison.options import Options
+from experiments.common.layers import hidden_layers
+from experiments.common.methods import METHODS, MethodName
+from experiments.common.settings import Head
+
+
+def make_model(method: MethodName, benchmark: CLScenario, options: Options) -> nn.Module:
+    """The network of a method, with the output layer that the scenario calls for."""
+    stream = benchmark.train_stream
+    x, *_ = stream[0].dataset[0]
+    n_classes = 1 + max(c for e in stream for c in e.classes_in_this_experience)
+    regularized = {"dropout": options.dropout, "input_noise": options.input_noise}
+    if not METHODS[method].through_hypernetwork:
+        return mlp(options.heads, x.numel(), options.hidden, n_classes, **regularized)
+    if options.scenario == "class" and not options.hypernet.multi_head:
+        n_classes = max(len(e.classes_in_this_experience) for e in stream)  # each task has a head
+    elif options.scenario != "class" and options.hypernet.multi_head:
+        n_classes *= len(stream)
+    target = mlp("fixed", x.numel(), options.hidden, n_classes, **regularized)
+    return options.hypernet.make_model(target, global_classes=options.scenario == "class")
 
 
 def mlp(
@@ -26,10 +45,7 @@ def mlp(
     features = nn.Sequential(nn.Flatten())
     if input_noise:
         features.append(GaussianNoise(input_noise))
-    for n_in, n_out in pairwise(sizes):
-        features.extend([nn.Linear(n_in, n_out), nn.ReLU()])
-        if dropout:
-            features.append(nn.Dropout(dropout))
+    features.extend(hidden_layers(sizes, nn.ReLU, dropout))
     if heads == "task":
         return MultiHeadNetwork(features, MultiHeadClassifier(sizes[-1]))
     if heads == "separate":  # classes differ in number of columns, which Avalanche's fill up

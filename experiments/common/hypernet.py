@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-import torch
 from torch import nn
 
 from avalanche_hnet import (
@@ -13,12 +12,12 @@ from avalanche_hnet import (
     ChunkedHyperNetwork,
     FixedTarget,
     HyperModel,
-    HypernetTemplate,
     HyperNetwork,
     Jacobian,
     Regularizer,
     ValuePreserving,
 )
+from experiments.common.settings import ActivationName
 
 RegularizerName = Literal["fixed-target", "value-preserving", "jacobian", "ewc", "none"]
 
@@ -75,7 +74,7 @@ class HypernetOptions:
     """Size of a task's embedding."""
     hidden: tuple[int, ...] = (10, 10)
     """Widths of the hidden layers of the hypernetwork."""
-    activation: Literal["ReLU", "Sigmoid", "Tanh", "ELU"] = "ReLU"
+    activation: ActivationName = "ReLU"
     """Activation of the hypernetwork."""
     chunk_size: int | None = None
     """Weights that are generated at a time, at most all. Default: all."""
@@ -167,16 +166,11 @@ class HypernetOptions:
             **options,
         )
 
-    def make_strategy(
-        self, model: HyperModel, optimizer: torch.optim.Optimizer, **options: Any
-    ) -> HypernetTemplate:
-        """The strategy, with other options of its and Avalanche's own."""
-        return HypernetTemplate(
-            model=model,
-            optimizer=optimizer,
-            regularizer=self.make_regularizer(),
-            prior_variance=self.prior_variance,
-            clip_grad_norm=self.clip_grad_norm,
-            train_from_scratch=self.train_from_scratch,
-            **options,
-        )
+    def strategy_arguments(self) -> dict[str, Any]:
+        """What :class:`HypernetTemplate` takes besides the arguments of every strategy."""
+        return {
+            "regularizer": self.make_regularizer(),
+            "prior_variance": self.prior_variance,
+            "clip_grad_norm": self.clip_grad_norm,
+            "train_from_scratch": self.train_from_scratch,
+        }

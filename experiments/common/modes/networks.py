@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import Any
 
 import torch
 from avalanche.benchmarks import CLExperience
 from avalanche.models import MultiTaskModule
 from torch import Tensor, nn
+
+from experiments.common.layers import hidden_layers
 
 
 class ModeNetwork(MultiTaskModule):
@@ -49,7 +50,4 @@ class ModeNetwork(MultiTaskModule):
 
 def mlp(hidden: tuple[int, ...], activation: str) -> nn.Sequential:
     """Hidden layers on two inputs, with an activation of ``torch.nn``."""
-    network = nn.Sequential()
-    for n_in, n_out in pairwise((2, *hidden)):
-        network.extend([nn.Linear(n_in, n_out), getattr(nn, activation)()])
-    return network
+    return hidden_layers((2, *hidden), getattr(nn, activation))

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from avalanche_hnet import RegressionPrediction
 from avalanche_hnet.benchmarks import Regression1D
+
+# Of a task, at inputs (B,): mean and variances (B, 1).
+Prediction = Callable[[int, NDArray[np.float64]], RegressionPrediction]
 
 MARGIN = 2.0  # how far beyond the outermost domains to predict
 
@@ -35,13 +39,13 @@ class TaskResult:
     """The same, beyond the outermost domains alone."""
 
 
-def evaluate(benchmark: Regression1D, task: int, prediction: Any) -> TaskResult:
+def evaluate(benchmark: Regression1D, task: int, prediction: Prediction) -> TaskResult:
     """Measure ``prediction(task, x)`` on the task's domain, and how it differs outside all."""
     inside = np.linspace(*benchmark.domains[task], 401)
-    found = prediction(task, inside)
+    predicted = prediction(task, inside)
     truth = torch.from_numpy(benchmark.functions[task](inside[:, None]))
-    error = (found.mean - truth).abs()
-    width = found.epistemic_variance.sqrt().mean().item()
+    error = (predicted.mean - truth).abs()
+    width = predicted.epistemic_variance.sqrt().mean().item()
 
     x = np.linspace(*shown_interval(benchmark), 1201)
     low, high = domains_end_to_end(benchmark)
@@ -53,7 +57,7 @@ def evaluate(benchmark: Regression1D, task: int, prediction: Any) -> TaskResult:
 
     return TaskResult(
         task=task,
-        coverage=100 * (error <= 2 * found.variance.sqrt()).double().mean().item(),
+        coverage=100 * (error <= 2 * predicted.variance.sqrt()).double().mean().item(),
         rmse=error.square().mean().sqrt().item(),
         epistemic_std=width,
         ratio=relative_to_inside(is_outside),

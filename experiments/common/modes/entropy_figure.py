@@ -94,18 +94,18 @@ def draw_entropy(
 
 
 def _draw_modes(
-    ax: Axes, benchmark: GaussianMixture2D, experience: CLExperience, task: int, own: bool
+    ax: Axes, benchmark: GaussianMixture2D, experience: CLExperience, task: int, filled: bool
 ) -> None:
-    """The task's modes and training samples, a marker for each class."""
+    """The task's modes and training samples, a marker for each class, hollow unless filled."""
     colour = f"C{task}"
     x = torch.stack([sample[0] for sample in experience.dataset])
     y = np.array([sample[1] for sample in experience.dataset])
     style: dict[str, Any] = {"color": colour, "markersize": 3, "markeredgewidth": 0.6}
     for marker, class_ in zip("o^sDvP", np.unique(y), strict=False):
-        fill = colour if own else "none"
+        fill = colour if filled else "none"
         ax.plot(*x[y == class_].T, marker, markerfacecolor=fill, **style)
     for mean in benchmark.means[task]:
-        line = "-" if own else ":"
+        line = "-" if filled else ":"
         radius = 5 * benchmark.std
         ax.add_patch(Circle(mean, radius, fill=False, edgecolor=colour, linestyle=line))
     ax.plot([], [], "o", color=colour, markersize=5, label=f"modes of task {task}")

@@ -4,14 +4,46 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
+from avalanche_hnet import PriorEWCPlugin
 from avalanche_hnet.core.posterior.predict import PredictionMethod
 from avalanche_hnet.core.posterior.task_criteria import InferenceCriterion
-from experiments.hypernet import HypernetOptions
-from experiments.options import Head, Scenario
+from experiments.common.hypernet import HypernetOptions
+from experiments.common.methods import METHODS, Method, all_but
+from experiments.common.settings import (
+    EACH_ONCE,
+    ActivationName,
+    Count,
+    Head,
+    InMemory,
+    Must,
+    NotNegative,
+    Output,
+    Positive,
+    Scenario,
+    Seed,
+    Settings,
+)
 
-ModeMethod = Literal["hypernet", "prior-ewc", "naive", "separate"]
+MODE_METHODS: dict[str, Method] = {
+    "hypernet": METHODS["hypernet"],
+    "prior-ewc": METHODS["prior-ewc"],
+    "naive": METHODS["naive"],
+    "separate": Method(plugin=PriorEWCPlugin),  # which for separate networks is the prior alone
+    **all_but("hypernet", "prior-ewc", "naive", "ewc", "joint"),
+}
+
+if TYPE_CHECKING:
+    ModeMethod: TypeAlias = str
+else:
+    ModeMethod = Literal[tuple(MODE_METHODS)]
+
+
+def has_network_per_task(method: ModeMethod) -> bool:
+    """Whether the method trains or generates one, rather than one for all tasks."""
+    return method == "separate" or MODE_METHODS[method].through_hypernetwork
+
 
 # Chosen on the benchmark's data of seed 1, in the class scenario with heads for each task, by the
 # accuracy without task labels where that with them is 100 %. The hypernetwork, partly without
@@ -23,10 +55,10 @@ ModeMethod = Literal["hypernet", "prior-ewc", "naive", "separate"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class GaussianMixtureOptions:
+class GaussianMixtureOptions(Settings):
     """Settings of the classification of Gaussian modes."""
 
-    methods: tuple[ModeMethod, ...] = ("hypernet", "prior-ewc")
+    methods: Annotated[tuple[ModeMethod, ...], EACH_ONCE] = ("hypernet", "prior-ewc")
     """Methods to compare: a hypernetwork, one network with PriorEWCPlugin or without protection,
     and a network of its own for each task (separate)."""
     scenario: Scenario = "class"
@@ -41,57 +73,45 @@ class GaussianMixtureOptions:
     of networks drawn from the posterior."""
     prediction: PredictionMethod = "linearized"
     """How prior-ewc predicts from its posterior where no task is told."""
-    seeds: int = 5
+    seeds: Count = 5
     """Number of repetitions, with the seeds 0, 1, ... for weights and the order of the data."""
-    data_seed: int = 0
+    data_seed: Seed = 0
     """Of the benchmark's samples, the same in all repetitions."""
-    hidden: tuple[int, ...] = (10, 10)
+    hidden: Annotated[
+        tuple[int, ...],
+        Must("be widths of at least 1", lambda widths: min(widths, default=0) >= 1),
+    ] = (10, 10)
     """Widths of the hidden layers of the network."""
-    activation: Literal["ReLU", "Sigmoid", "Tanh", "ELU"] = "ReLU"
+    activation: ActivationName = "ReLU"
     """Activation of the network."""
-    iterations: int = 600
+    iterations: Count = 600
     """Training iterations per task."""
-    batch_size: int = 32
+    batch_size: Count = 32
     """Samples per iteration, at most all 20 of the task."""
-    learning_rate: float = 1e-2
+    learning_rate: Positive = 1e-2
     """Of Adam, which starts anew with each task."""
-    ewc_lambda: float = 10.0
+    ewc_lambda: NotNegative = 10.0
     """Strength of PriorEWC."""
-    prior_variance: float = 1.0
+    prior_variance: Annotated[
+        float, Must("be positive and finite", lambda value: 0 < value < float("inf"))
+    ] = 1.0
     """Variance of the Gaussian prior over the weights, those that the hypernetwork generates
     included. A large one is as good as none. Naive has none."""
     hypernet: HypernetOptions = field(
         default_factory=lambda: HypernetOptions(beta=0.1, hidden=(50, 50), learning_rate=3e-3)
     )
     """Settings of the hypernetwork. In the class scenario it always is multi-head."""
-    in_memory: bool = True
-    """Read the data once and serve them from memory, rather than through Avalanche's loaders."""
-    output: Path = Path("runs")
-    """Folder in which the run makes a folder of its own."""
+    in_memory: InMemory = True
+    output: Output = Path("runs")
 
     def __post_init__(self) -> None:
         """Refuse what no run could use, and options that would not be used."""
-        for name in ("seeds", "iterations", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if not self.learning_rate > 0:
-            raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
-        for name in ("data_seed", "ewc_lambda"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
-        if not 0 < self.prior_variance < float("inf"):
-            raise ValueError(
-                f"prior_variance must be positive and finite, got {self.prior_variance}"
-            )
-        if any(width < 1 for width in self.hidden) or not self.hidden:
-            raise ValueError(f"hidden must be widths of at least 1, got {self.hidden}")
-        if not self.methods or len(set(self.methods)) < len(self.methods):
-            raise ValueError(f"methods must name at least one, each once, got {self.methods}")
+        super().__post_init__()
         self._refuse_unused()
 
     def is_told_tasks(self, method: ModeMethod) -> bool:
         """Whether the method's predictions change with the task label that it is given."""
-        if method in ("hypernet", "separate") or self.scenario == "task":
+        if has_network_per_task(method) or self.scenario == "task":
             return True
         return self.scenario == "class" and self.head == "separate"
 
@@ -99,19 +119,26 @@ class GaussianMixtureOptions:
         """Whether the method has to find out the task where the label is not given."""
         return self.is_told_tasks(method) and self.scenario != "task"
 
+    def strength(self, method: ModeMethod) -> float | None:
+        """Of what protects earlier tasks."""
+        entry = MODE_METHODS[method]
+        if entry.plugin is PriorEWCPlugin:
+            return self.ewc_lambda
+        return entry.strength("gaussian-mixture", self.scenario)
+
     def _refuse_unused(self) -> None:
         if self.scenario == "task":
             self._refuse("head", "criterion", "prediction", because="scenario='task'")
         if self.scenario == "domain":
             self._refuse("head", because="scenario='domain', where there is one head")
-        if not {"prior-ewc", "naive"} & {*self.methods}:
+        if all(has_network_per_task(m) for m in self.methods):
             self._refuse("head", because="methods that generate or train a network for each task")
-        if "prior-ewc" not in self.methods:
+        if not any(MODE_METHODS[m].has_posterior for m in self.methods):
             self._refuse("prediction", because="methods other than prior-ewc")
         inferring = [m for m in self.methods if self.infers_tasks(m)]
         if not inferring:
             self._refuse("criterion", because="methods and heads that infer no task")
-        lacking = [m for m in inferring if m != "prior-ewc"]
+        lacking = [m for m in inferring if not MODE_METHODS[m].has_posterior]
         if self.criterion == "agreement" and (lacking or self.prediction == "map"):
             without = ", ".join(lacking) or "prediction='map'"
             raise ValueError(
