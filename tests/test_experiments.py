@@ -277,9 +277,9 @@ def test_options_of_the_inference_reach_the_strategy(criterion, prediction, tmp_
     strategy = make_strategy("prior-ewc", model, options, 5, tmp_path)
     (inference,) = (p for p in strategy.plugins if isinstance(p, TaskInferencePlugin))
     (ewc,) = (p for p in strategy.plugins if isinstance(p, PriorEWCPlugin))
-    assert inference.options["criterion"] == criterion
-    assert inference.options["method"] == prediction
-    assert inference.options["posterior"] is ewc.posterior
+    assert inference.options.criterion == criterion
+    assert inference.options.method == prediction
+    assert inference.options.posterior is ewc.posterior
 
 
 def test_hypernetwork_generates_all_classes_in_the_class_scenario():

@@ -120,10 +120,9 @@ class HypernetTemplate(SupervisedTemplate):
         requirements.check_arguments(
             model, regularizer, prior_variance, clip_grad_norm, train_from_scratch, log_every
         )
-        requirements.check_plugins(options.get("plugins") or ())
+        requirements.check_plugins(options.get("plugins") or (), in_memory)
         requirements.check_optimizers(optimizer, embedding_optimizer, regularizer)
         requirements.check_likelihood(likelihood)
-        requirements.check_in_memory(in_memory)
         super().__init__(model=model, optimizer=optimizer, **options)
         if in_memory and not any(isinstance(p, InMemoryPlugin) for p in self.plugins):
             self.plugins.insert(0, InMemoryPlugin())
@@ -154,10 +153,7 @@ class HypernetTemplate(SupervisedTemplate):
         """
         self._roles = roles_of(self.model, labels_of(self.experience), self.regularizer)
         self.optimized_param_id = hand_over_theta(
-            self.optimizer,
-            self._roles,
-            self.optimized_param_id,
-            reset_state=reset_optimizer_state,
+            self.optimizer, self._roles, self.optimized_param_id, reset_state=reset_optimizer_state
         )
         if self._roles.own:
             self.embedding_optimizer = optimizer_of_own(
@@ -289,11 +285,10 @@ class HypernetTemplate(SupervisedTemplate):
 
     def _after_training_exp(self, **kwargs: Any) -> None:
         if self._pieces.is_over_after(self.experience):
-            model = self.model
-            tasks = tuple(model.task_number(label) for label in labels_of(self.experience))
+            tasks = tuple(self.model.task_number(label) for label in labels_of(self.experience))
             if self.regularizer is not None:
-                source = ExperienceFisher(self, model, self._resolved_likelihood)
+                source = ExperienceFisher(self, self.model, self._resolved_likelihood)
                 self.regularizer.after_experience(source, tasks)
-            self.movement.remember(model.hypernetwork, tasks)
-            publish_movement(self, self.movement.distances(model.hypernetwork))
+            self.movement.remember(self.model.hypernetwork, tasks)
+            publish_movement(self, self.movement.distances(self.model.hypernetwork))
         super()._after_training_exp(**kwargs)

@@ -66,14 +66,19 @@ def check_arguments(
         )
 
 
-def check_plugins(plugins: Sequence[object]) -> None:
-    """Refuse regularisers among the plugins, where they would never be called."""
+def check_plugins(plugins: Sequence[object], in_memory: object) -> None:
+    """Refuse regularisers among the plugins, and plugins in place of the switch ``in_memory``."""
     for plugin in plugins:
         if isinstance(plugin, Regularizer):
             raise TypeError(
                 f"plugins has a {type(plugin).__name__}, which is no plugin; pass it as "
                 "regularizer="
             )
+    if not isinstance(in_memory, bool):
+        raise TypeError(
+            f"in_memory must be True or False, got {in_memory!r}; an InMemoryPlugin with other "
+            "options belongs among the plugins"
+        )
 
 
 def check_optimizers(
@@ -102,15 +107,6 @@ def check_likelihood(likelihood: object) -> None:
     """Refuse what is no likelihood."""
     if likelihood is not None and not isinstance(likelihood, Likelihood):
         raise TypeError(f"likelihood must be a Likelihood, got {likelihood!r}")
-
-
-def check_in_memory(in_memory: object) -> None:
-    """Refuse options of the plugin in place of a switch."""
-    if not isinstance(in_memory, bool):
-        raise TypeError(
-            f"in_memory must be True or False, got {in_memory!r}; an InMemoryPlugin with other "
-            "options belongs among the plugins"
-        )
 
 
 def check_experience(experience: CLExperience) -> None:
