@@ -1,0 +1,7 @@
+"""Streams and results of the split digits."""
+
+from avalanche_hnet.benchmarks import SplitDigits
+
+
+def class_stream():
+    return SplitDigits(5, seed=0, return_task_id=True)
