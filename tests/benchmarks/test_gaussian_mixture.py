@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from avalanche_hnet.benchmarks import GaussianMixture2D
-from tests.support.gaussian_mixture import tensors
+from tests.support.streams import tensors
 
 
 def test_default_has_the_authors_modes():

@@ -109,7 +109,7 @@ def test_heads_get_a_unit_for_each_component(head):
 
 
 class PlainMultiHeadRegression:
-    """The equations of PriorEWC for a hidden layer of tanh and heads of one unit.
+    """The equations of prior-focused EWC for a hidden layer of tanh and heads of one unit.
 
     Its objective is the mean squared error with the penalties times 2s², as in the plugin.
     """

@@ -1,4 +1,4 @@
-"""Random data are refused, as they would be frozen."""
+"""Random data are refused: kept in memory, they would be frozen."""
 
 import copy
 import random

@@ -18,7 +18,7 @@ from experiments.common.modes.learning import learn, make_strategy
 from experiments.common.modes.networks import ModeNetwork, mlp
 from experiments.common.modes.options import GaussianMixtureOptions
 from experiments.common.modes.results import ModeResult, summary
-from tests.support.gaussian_mixture import tensors
+from tests.support.streams import tensors
 
 
 @pytest.fixture(autouse=True)

@@ -61,7 +61,7 @@ def test_few_iterations_keep_all_tasks_and_know_where_there_were_none(tmp_path):
 @pytest.mark.parametrize("task_set", ["hypernetworks", "posterior-replay"])
 @pytest.mark.parametrize("head", ["single", "multi"])
 def test_truth_is_in_the_band_and_the_band_is_wide_elsewhere(head, task_set, tmp_path):
-    """In the default settings, for each task; the gaps and what is beyond also by themselves."""
+    """With the default settings, for each task; in the gaps and beyond the data, too."""
     chosen = UncertaintyOptions(head=head, task_set=task_set)
     for seed in range(3):
         for result in learn(chosen, seed, tmp_path / str(seed)):

@@ -20,7 +20,7 @@ def run_folder(tmp_path_factory):
     output = tmp_path_factory.mktemp("runs")
     options = SplitDigitsOptions(
         scenario="task",
-        iterations=20,  # for which the default strengths are too much
+        iterations=20,  # too few for the default strengths
         prior_ewc_lambda=10.0,
         prior_variance=1.0,
         seeds=2,
@@ -149,7 +149,7 @@ def test_tasks_are_inferred_where_they_are_not_told(all_scenarios):
         (naive,) = results_of(all_scenarios, scenario, "naive")
         assert naive["inference"] is None
         assert (hypernet["inference"] is None) == (scenario == "task")
-    # The same network, told the task, is that of the task scenario but for its output layer.
+    # Told the task, the network is that of the task scenario but for its output layer.
     assert np.mean(hypernet["told"]) > max(90, hypernet["average"])
     # A right answer in the class scenario needs the right task; in the domain scenario, luck helps.
     shares, final = hypernet["inference"], hypernet["matrix"][-1]

@@ -1,4 +1,4 @@
-"""Buffers: of each task."""
+"""Each task has buffers of its own."""
 
 import copy
 
@@ -11,7 +11,7 @@ from tests.support.targets import partial, with_batch_norm
 
 
 def test_training_one_task_leaves_the_statistics_of_others():
-    """What a task is evaluated with equals a batch normalisation network of its own."""
+    """Each task is evaluated as by a network of its own with batch normalisation."""
     model = adapted(hyper_model(with_batch_norm()), task_stream(2).train_stream)
     alone, x = [with_batch_norm() for _ in range(2)], torch.randn(8, 6)
     for step in range(4):
@@ -72,7 +72,7 @@ def test_a_task_can_start_anew_with_its_buffers():
 
 
 class Centred(nn.Module):
-    """Takes a running mean away that is not saved."""
+    """Subtracts a running mean that is not saved."""
 
     def __init__(self):
         super().__init__()

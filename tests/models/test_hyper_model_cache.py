@@ -1,4 +1,4 @@
-"""The cache: weights that are not generated twice, but never stale."""
+"""Cached weights are not generated twice, and never stale."""
 
 import pytest
 import torch

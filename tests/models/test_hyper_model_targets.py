@@ -1,4 +1,4 @@
-"""Targets: any module, unchanged."""
+"""Any module can be a target, and stays unchanged."""
 
 import copy
 import pickle

@@ -1,4 +1,4 @@
-"""Heads: the units of each task."""
+"""Each task has units of the output layer."""
 
 import copy
 

@@ -109,7 +109,7 @@ def test_posterior_over_heads_equals_a_loop(kind, method, criterion):
         x = x[::6]
 
     def generator(task):
-        """Of the draws for one task: earlier tasks have drawn before it."""
+        """For one task, whose draws come after those for earlier tasks."""
         made, before = torch.Generator().manual_seed(2), tasks.index(task)
         in_prediction = 3 if method == "sample" else 0
         for _ in range(before * in_prediction):
@@ -121,7 +121,7 @@ def test_posterior_over_heads_equals_a_loop(kind, method, criterion):
         return predict(model, posterior, x, method, **options)
 
     def by_agreement(p, x, task):
-        """Draws for the choice come after those for all predictions."""
+        """The draws for the choice come after those for all predictions."""
         made = torch.Generator().manual_seed(2)
         for _ in range((3 * len(tasks) if method == "sample" else 0) + 3 * tasks.index(task)):
             posterior.sample(made)
@@ -171,7 +171,7 @@ def test_regression_takes_the_task_of_least_epistemic_variance():
 
 
 class TwoOutputs(nn.Module):
-    """Two tasks' layers side by side; in training of the task that it is told."""
+    """The layers of two tasks side by side; in training, only those of the task it is told."""
 
     def __init__(self):
         super().__init__()

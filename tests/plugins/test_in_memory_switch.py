@@ -1,4 +1,4 @@
-"""The switch of HypernetTemplate, which serves data from memory by default."""
+"""HypernetTemplate serves data from memory by default, and can do without."""
 
 import pytest
 import torchvision.transforms as v1

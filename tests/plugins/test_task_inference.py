@@ -49,7 +49,7 @@ def test_training_is_that_without_the_plugin(kind, options):
 
 
 class First(SupervisedPlugin):
-    """What is published by the evaluation with which a training begins."""
+    """What the evaluation before a training publishes."""
 
     found = None
 
@@ -60,7 +60,7 @@ class First(SupervisedPlugin):
 
 @pytest.mark.parametrize("posterior", [True, False])
 def test_before_the_first_training_the_model_is_evaluated_as_it_is(posterior):
-    """Only as Avalanche does by itself; nobody would ask for it."""
+    """Avalanche itself does so with ``eval_every=0``."""
     found, benchmark = [], benchmark_of((3, 1, 4))
     for infers in (True, False):
         torch.manual_seed(0)
@@ -94,7 +94,7 @@ def test_evaluation_of_a_model_that_knows_no_tasks_is_refused(trained):
 
 
 def test_token_ids_are_inputs_too():
-    """Integers, of which the probabilities do not take the dtype."""
+    """Integers, whose dtype the probabilities do not take."""
 
     class Tokens(nn.Module):
         def __init__(self):
@@ -157,7 +157,7 @@ class Break(SupervisedPlugin):
 
 
 def test_evaluation_that_is_broken_off():
-    """The next evaluation, or training, is with the model itself."""
+    """The next evaluation or training uses the model itself."""
     benchmark = benchmark_of((3, 1, 4))
     strategy = strategy_of("heads", TaskInferencePlugin())
     strategy.train(benchmark.train_stream[:2])
@@ -208,7 +208,7 @@ def test_columns_reach_the_labels_of_the_stream():
 
 
 def test_evaluation_in_the_middle_of_an_experience_is_of_what_is_trained():
-    """The posterior knows the experience at its end only."""
+    """The posterior takes in an experience only when it ends."""
     ewc = PriorEWCPlugin()
     accuracies = {}
     for plugin in (TaskInferencePlugin(posterior=ewc.posterior), TaskInferencePlugin()):

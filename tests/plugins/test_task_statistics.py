@@ -114,7 +114,7 @@ EVALUATIONS = [
 @pytest.mark.parametrize("options", EVALUATIONS, ids=str)
 @pytest.mark.parametrize("by", ["task", "experience"])
 def test_buffers_and_outputs_equal_a_plain_loop(options, by):
-    """The first task comes back; evaluation goes over all tasks in the midst of training."""
+    """The first task comes back; all tasks are evaluated in the middle of training."""
     labels = [3, 1, 3, 0] if by == "task" else [0, 0, 0]
     benchmark = shifted(labels)
     model = with_heads(Heads(), benchmark) if by == "task" else one_head()
@@ -154,7 +154,7 @@ def test_outputs_of_earlier_tasks_do_not_change_with_frozen_weights(with_plugin)
     benchmark = shifted([0, 1, 2])
     model = with_heads(Heads(), benchmark)
     model.requires_grad_(False)
-    model.norm.bias.requires_grad_(True)  # an optimizer needs something, at a rate of zero
+    model.norm.bias.requires_grad_(True)  # the optimizer needs a parameter; its rate is zero
     outputs, found = Outputs(), []
     plugins = [TaskStatisticsPlugin()] if with_plugin else []
     strategy = naive(model, *plugins, outputs, lr=0.0)
@@ -265,7 +265,7 @@ def test_tasks_never_trained_on_are_evaluated_with_the_latest():
 @pytest.mark.parametrize("boundaries", [True, False])
 @pytest.mark.parametrize("kind", ["task", "experience", "task with labels"])
 def test_pieces_of_an_online_stream_share_one_set(kind, boundaries):
-    """Pieces have task labels only if they are given them; else the whole experience has."""
+    """Pieces have task labels only if they are given some; otherwise the experience has them."""
     benchmark = shifted([0, 0]) if kind == "experience" else shifted([0, 1])
     labelled = kind == "task with labels"
     online = split_online_stream(
@@ -358,7 +358,7 @@ def test_saved_states_do_not_change_with_later_training():
 
 
 class Break(SupervisedPlugin):
-    """Ends an evaluation, or a training, by an exception."""
+    """Breaks off an evaluation or a training with an exception."""
 
     def __init__(self, where):
         super().__init__()

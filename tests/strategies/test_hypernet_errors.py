@@ -115,7 +115,7 @@ def test_an_optimizer_that_autograd_cannot_follow_is_refused_before_anything_is_
 
 
 def assert_unchanged(model, before):
-    """All that was there before; an experience may have added its task already."""
+    """What was there before is unchanged; the task of the experience may have been added."""
     after = values(model)
     for name, value in before.items():
         assert torch.equal(after[name], value), name
@@ -206,7 +206,7 @@ def test_real_targets_of_another_shape_than_the_outputs_are_refused(shape):
 
 
 def test_targets_that_a_criterion_of_its_own_understands_are_trained_on():
-    """Only for PyTorch's own is it known what fits."""
+    """Only of PyTorch's own criteria is it known what fits."""
     x = torch.randn(20, 6)
 
     def trains(y, criterion, n_out):

@@ -220,7 +220,7 @@ def test_without_regulariser(tmp_path):
 
 
 def test_publishing_changes_nothing():
-    """Neither the random numbers nor the weights."""
+    """Neither random numbers nor weights."""
     stream, weights = task_stream(2).train_stream, []
     for log_every in (1, 1000):
         torch.manual_seed(0)

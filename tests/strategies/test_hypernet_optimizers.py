@@ -207,7 +207,7 @@ def test_previous_embeddings_are_trained_with_several_groups_of_parameters():
 
 
 class Layouts(SupervisedPlugin):
-    """Notes whether all gradients are laid out in memory as their parameters."""
+    """Notes whether all gradients are laid out in memory like their parameters."""
 
     def __init__(self):
         super().__init__()

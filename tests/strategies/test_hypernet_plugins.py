@@ -75,7 +75,7 @@ def test_replayed_samples_train_the_shared_weights():
 
 
 class Worsen(SupervisedPlugin):
-    """Turns weights round after every epoch but the first; remembers those before and after it."""
+    """Negates all weights after every epoch but the first; keeps those before and after that."""
 
     def before_training_exp(self, strategy, **kwargs):
         self.best = [values(strategy.model)]
@@ -107,7 +107,7 @@ def test_early_stopping_goes_back_to_the_best_weights():
         assert strategy.clock.train_exp_epochs < 6
         found = values(model)
         assert any(all(torch.equal(found[n], w[n]) for n in found) for w in worsen.best)
-        with torch.no_grad():  # and nothing of the others is kept in the cache
+        with torch.no_grad():  # and the cache keeps nothing of the others
             x = torch.randn(3, 6)
             expected = model.main_network(0).eval()(x)
             torch.testing.assert_close(model.eval()(x, 0), expected)
@@ -115,7 +115,7 @@ def test_early_stopping_goes_back_to_the_best_weights():
 
 def test_loss_of_other_plugins_belongs_to_the_task():
     class Distance(SupervisedPlugin):
-        """As if a plugin held one weight with all its might."""
+        """As if a plugin held one weight with great strength."""
 
         def before_backward(self, strategy, **kwargs):
             bias = strategy.model.hypernetwork.output.bias

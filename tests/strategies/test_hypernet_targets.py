@@ -1,4 +1,4 @@
-"""Hypernetworks of any target."""
+"""Any target is trained through a hypernetwork."""
 
 import pytest
 import torch
@@ -33,7 +33,7 @@ def test_any_target_with_any_regulariser(regularizer, name):
 
 
 def test_part_of_the_weights_generated():
-    """What all tasks share and is not generated is trained, too."""
+    """What tasks share without being generated is trained, too."""
 
     def model():
         return hyper_model(hypernet={"generate": "2.*"})
@@ -80,14 +80,14 @@ def test_regression(regularizer, noise):
 
 @pytest.mark.usefixtures("float64")
 def test_ewc_is_on_the_scale_of_the_criterion():
-    """As in PriorEWCPlugin, of which this is the same on the hypernetwork's weights."""
+    """The same as PriorEWCPlugin on the hypernetwork's weights."""
     benchmark, weights = regression_tasks(), []
     for regularizer, plugins in ((EWC(1.0), []), (None, [PriorEWCPlugin(1.0)])):
         torch.manual_seed(0)
         model = hyper_model(mlp(n_in=1, n_out=1))
         strategy = learner(model, regularizer, *plugins, criterion=nn.MSELoss(), lr=0.001)
         for experience in benchmark.train_stream[:1]:
-            # The prior of the embedding, which PriorEWCPlugin has besides, does not reach θ yet.
+            # PriorEWCPlugin also has a prior of the embedding, which does not reach θ yet.
             strategy.train_epochs, strategy.train_mb_size = 1, 20
             strategy.train(experience, shuffle=False)
         theta = model.hypernetwork.shared_parameters()

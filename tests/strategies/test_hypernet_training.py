@@ -119,7 +119,7 @@ def weight_distance(weights, tasks):
 
 
 def noisy_stream():
-    """Two tasks of which training, but not evaluation, sees other inputs than there are."""
+    """Two tasks whose inputs are changed in training, but not in evaluation."""
     data = [(torch.randn(20, 6), torch.arange(20) % 2) for _ in range(2)]
     stream = tensors_benchmark(
         train_tensors=data,
@@ -259,7 +259,7 @@ def test_online_streams_with_and_without_boundaries(boundaries, multi_head):
 
 
 def test_from_scratch_does_not_depend_on_what_was_trained_before():
-    """θ and what is shared besides start anew; the result is that of training alone."""
+    """θ and all else that is shared start anew; the result is that of training each task alone."""
 
     def model():
         return adapted(hyper_model(hypernet={"generate": "2.*"}), stream, training=False)

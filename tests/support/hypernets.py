@@ -10,7 +10,7 @@ from tests.support.strategies import naive
 
 
 def hypernetwork(target, *, chunk_size=None, **options):
-    """Smooth, so that no gradient is zero by chance."""
+    """A smooth one, so that no gradient is zero by chance."""
     options = {"embedding_dim": 3, "hidden": (5, 4), "activation": nn.Tanh} | options
     if chunk_size is None:
         return HyperNetwork(target, **options)

@@ -74,7 +74,7 @@ def authors(hypernetwork, activation):
 
 
 def as_theirs(name, tensor):
-    """Of our output layer they have the transpose."""
+    """Their output layer is the transpose of ours."""
     return tensor.T if name == "output.weight" else tensor
 
 

@@ -54,7 +54,7 @@ CASES = [
 
 
 class Halved(torch.optim.Adam):
-    """Has an attribute that it needs."""
+    """Needs an attribute that its constructor sets."""
 
     def __init__(self, params, lr):
         super().__init__(params, lr)
@@ -69,7 +69,7 @@ class Halved(torch.optim.Adam):
 
 
 class UserOptimizer(torch.optim.Optimizer):
-    """Keeps its memory in all places that there are, and spoils the gradient."""
+    """Keeps memory in every place there is, and overwrites the gradient."""
 
     def __init__(self, params, lr, noise=0.0):
         super().__init__(params, {"lr": lr})
@@ -96,7 +96,7 @@ class UserOptimizer(torch.optim.Optimizer):
 
 
 def parameters():
-    """Matrices only for Muon; the last never has a gradient."""
+    """Only matrices, as Muon asks; the last never has a gradient."""
     shapes = [(3, 2), (1, 4), (2, 2)]
     return [nn.Parameter(torch.randn(shape)) for shape in shapes]
 

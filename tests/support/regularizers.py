@@ -64,9 +64,9 @@ class Samples:
 
 
 def begin(regularizer, hypernetwork, protected=(0, 1, 2), owners=None):
-    """Begin an experience; what is then trained, by name, and a change of it.
+    """Begin an experience; return what is then trained, by name, and a change of it.
 
-    The values are elsewhere than at the beginning, and not yet in the hypernetwork.
+    The values have moved since the beginning, and are not in the hypernetwork yet.
     """
     if regularizer.needs_fisher and not isinstance(regularizer, EWC):
         regularizer.after_experience(Samples(hypernetwork), protected)
@@ -80,7 +80,7 @@ def begin(regularizer, hypernetwork, protected=(0, 1, 2), owners=None):
 
 
 def put(parameters, hypernetwork):
-    """Let the hypernetwork have these parameters."""
+    """Give the hypernetwork these parameters."""
     hypernetwork.load_state_dict(parameters, strict=False)
 
 
@@ -136,7 +136,7 @@ def assert_penalty(found, expected, beta=BETA, rtol=1e-9):
 
 
 def experiences(ours, regularizer, n=4):
-    """What is trained and sampled in one experience after the other, and the penalty in each."""
+    """What is trained and sampled in each of some experiences, and the penalty there."""
     for experience in range(n):
         samples = Samples(ours, seed=experience, n_samples=20 + experience)
         regularizer.before_experience(

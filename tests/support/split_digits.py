@@ -1,4 +1,4 @@
-"""Streams and results of the split digits."""
+"""The stream that the experiments' networks and strategies are made for."""
 
 from avalanche_hnet.benchmarks import SplitDigits
 

@@ -43,7 +43,7 @@ TARGETS = {
 
 
 def stream_for(shape, n_samples=6):
-    """Two tasks of two classes; integers from 0 to 11 where there is no shape."""
+    """Two tasks of two classes; inputs are integers from 0 to 11 if ``shape`` is None."""
     y = torch.arange(n_samples) % 2
     inputs = [
         torch.randint(12, (n_samples, 4)) if shape is None else torch.randn(n_samples, *shape)

@@ -42,7 +42,7 @@ def inputs(benchmark):
 
 
 def loop(x, tasks, probabilities, score, classes=None, n_columns=2):
-    """Log-probabilities by column, the chosen tasks, and by how much they are the surest."""
+    """Log-probabilities by column, the chosen tasks, and their margin over the others."""
     logs, chosen, margins = [], [], []
     for n in range(len(x)):
         scores, columns = [], []

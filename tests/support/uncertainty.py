@@ -1,4 +1,4 @@
-"""A benchmark, options and predictions of which all is known."""
+"""Options, a benchmark, and predictions that are known exactly."""
 
 import numpy as np
 import torch

@@ -1,4 +1,4 @@
-"""The report of the benchmarks; no time is tested."""
+"""The report of the benchmarks; no timings are tested."""
 
 import json
 

@@ -70,7 +70,7 @@ def test_register_refuses_what_is_no_layer():
 
 
 class MaskedLinear(nn.Linear):
-    """A subclass with another forward, wrong by little for a rule that takes it for its base."""
+    """A subclass with a forward of its own, for which the rule of its base is slightly wrong."""
 
     def forward(self, x):
         return nn.functional.linear(x, self.weight * torch.tensor([1.0, 1.0, 0.0]), self.bias)

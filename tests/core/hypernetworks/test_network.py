@@ -236,7 +236,7 @@ def test_spectral_norm_makes_the_largest_singular_value_of_hidden_layers_one(kin
     before = hypernetwork.output.weight.detach().clone()
     hypernetwork(0)
     assert torch.equal(hypernetwork.output.weight, before)
-    assert len(list(hypernetwork.buffers())) == 1 + 2 * len(layers)  # nothing on the output layer
+    assert len(list(hypernetwork.buffers())) == 1 + 2 * len(layers)  # none on the output layer
     hypernetwork.eval()
     state = copy.deepcopy(hypernetwork.state_dict())
     assert torch.equal(hypernetwork(0), hypernetwork(0))

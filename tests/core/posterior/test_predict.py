@@ -95,7 +95,7 @@ def test_dtype_is_the_models(method):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_parameters_that_the_posterior_does_not_know_are_taken_as_they_are(method):
-    """Frozen ones, of which it never hears."""
+    """Frozen parameters, which it is never given."""
     model = mlp()
     model[0].requires_grad_(False)
     posterior = GaussianPosterior(1e-20)
@@ -114,7 +114,7 @@ def test_parameters_that_the_posterior_does_not_know_are_taken_as_they_are(metho
 
 
 class Fragile(nn.Module):
-    """Two layers and all kinds of state; raises in the n-th call from when it is told."""
+    """Two layers and all kinds of state; raises once ``calls_left`` calls have been made."""
 
     def __init__(self):
         super().__init__()
@@ -336,7 +336,7 @@ def test_draws_of_a_hypernetwork_are_not_taken_from_its_cache():
 
 
 def test_unlikely_classes_count_as_much_alone_as_in_a_batch():
-    """Great uncertainty brings classes back that the mean rules out."""
+    """Great uncertainty brings back classes that the mean rules out."""
     model = nn.Linear(2, 3)
     with torch.no_grad():
         model.weight.copy_(torch.tensor([[60.0, 0], [0, 0], [-0.5, 0]]))

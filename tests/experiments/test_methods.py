@@ -50,7 +50,7 @@ def test_one_entry_adds_a_method_to_all_comparisons(tmp_path):
         [sys.executable, "-c", ADDED, str(tmp_path)],
         capture_output=True,
         text=True,
-        cwd=Path(__file__).parent.parent,
+        cwd=Path(__file__).parents[2],
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""The command lines are what they were; ``tests/data/command_lines.txt`` holds them.
+"""The command lines are what they were; ``tests/support/command_lines.txt`` holds them.
 
 Where a change is meant, write the file anew: ``python -m tests.test_command_lines``.
 """
@@ -12,7 +12,7 @@ from unittest.mock import patch
 
 import pytest
 
-STORED = Path(__file__).parent / "data" / "command_lines.txt"
+STORED = Path(__file__).parents[1] / "support" / "command_lines.txt"
 COMMANDS = (
     "experiments.split_digits",
     "experiments.split_mnist",
