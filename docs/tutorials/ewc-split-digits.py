@@ -1,0 +1,4 @@
+"""To be written."""
+
+# %% [markdown]
+# # EWC on split digits

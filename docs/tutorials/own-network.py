@@ -1,0 +1,4 @@
+"""To be written."""
+
+# %% [markdown]
+# # Your own network through a hypernetwork

@@ -1,0 +1,4 @@
+"""To be written."""
+
+# %% [markdown]
+# # Who infers the task
