@@ -1,6 +1,7 @@
 """Prior-focused continual learning and hypernetworks for Avalanche."""
 
 from avalanche_hnet.core.common.likelihoods import Categorical, Gaussian, Likelihood
+from avalanche_hnet.core.common.logits import logits_of
 from avalanche_hnet.core.common.task_statistics import TaskStatistics
 from avalanche_hnet.core.fisher.diagonal import diagonal_fisher
 from avalanche_hnet.core.fisher.layer_rules import register_fisher_rule
@@ -54,6 +55,7 @@ __all__ = [
     "active_elements",
     "diagonal_fisher",
     "fresh_optimizer",
+    "logits_of",
     "optimizer_step",
     "predict",
     "register_fisher_rule",

@@ -32,6 +32,7 @@ NAMES = {
         "active_elements",
         "diagonal_fisher",
         "fresh_optimizer",
+        "logits_of",
         "optimizer_step",
         "predict",
         "register_fisher_rule",

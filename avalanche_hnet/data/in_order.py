@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from avalanche_hnet.core.common.structures import map_tensors
 from avalanche_hnet.data.store import Columns, TensorStore
 from avalanche_hnet.data.unkeepable import UnkeepableError
 
@@ -22,7 +23,7 @@ def batches_in_order(
     *,
     rows: Tensor | None = None,
     num_workers: int = 0,
-) -> Iterator[list[Tensor]]:
+) -> Iterator[Any]:
     """Batches of a data set, from memory if there is a store that can keep it.
 
     What cannot be kept, for example because its transforms are random, is read in one pass. So
@@ -62,9 +63,7 @@ def _kept(
         return None
 
 
-def _read(
-    dataset: Any, device: torch.device, batch_size: int, num_workers: int
-) -> Iterator[list[Tensor]]:
+def _read(dataset: Any, device: torch.device, batch_size: int, num_workers: int) -> Iterator[Any]:
     loader = DataLoader(
         dataset,
         batch_size=batch_size,
@@ -73,4 +72,4 @@ def _read(
         generator=torch.Generator(),  # not the global one, which is the training's
     )
     for batch in tqdm(loader, desc="Reading", delay=3, disable=None, leave=False):
-        yield [column.to(device) for column in batch]
+        yield map_tensors(lambda tensor: tensor.to(device), batch)

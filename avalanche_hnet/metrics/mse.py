@@ -8,6 +8,8 @@ from avalanche.evaluation.metrics.mean import Mean
 from avalanche.training.templates import SupervisedTemplate
 from torch import Tensor
 
+from avalanche_hnet.core.common.logits import logits_of
+
 
 def mse_metrics(
     *,
@@ -92,7 +94,7 @@ class _MSEPluginMetric(GenericPluginMetric[float, MSE]):
         self._name = name
 
     def update(self, strategy: SupervisedTemplate) -> None:
-        self._metric.update(strategy.mb_output, strategy.mb_y)
+        self._metric.update(logits_of(strategy.mb_output), strategy.mb_y)
 
     def __str__(self) -> str:
         return self._name

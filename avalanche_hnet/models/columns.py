@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from avalanche_hnet.core.common.logits import logits_of, with_logits
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,6 @@ class SelectColumns(nn.Module):
         super().__init__()
         self.columns = columns
 
-    def forward(self, outputs: Tensor) -> Tensor:
-        """See :meth:`Columns.of`."""
-        return self.columns.of(outputs)
+    def forward(self, outputs: Any) -> Any:
+        """See :meth:`Columns.of`, of the logits among ``outputs``."""
+        return with_logits(outputs, self.columns.of(logits_of(outputs)))

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 from avalanche_hnet.core.common.arguments import one_of
 from avalanche_hnet.core.common.evaluation import evaluating
+from avalanche_hnet.core.common.logits import logits_of
 from avalanche_hnet.core.common.masking import MASK_VALUE
+from avalanche_hnet.core.common.samples import as_samples, joined, structure_of
 from avalanche_hnet.core.hypernetworks.network import HyperNetwork
 from avalanche_hnet.data.experiences import labels_of, tasks_and_classes
 from avalanche_hnet.models.generated_weights import GeneratedWeights
@@ -121,7 +123,7 @@ class HyperModel(MultiTaskModel):
 
     def forward(
         self,
-        x: Tensor,
+        x: Any,
         task_labels: Tensor | int | None,
         weights: Mapping[int, Tensor] | None = None,
     ) -> Any:
@@ -130,7 +132,7 @@ class HyperModel(MultiTaskModel):
         Without labels (None): outputs by task label, for all tasks that were trained on.
 
         Args:
-            x: inputs.
+            x: inputs; a tensor, or a mapping, tuple or dataclass of tensors (B, …).
             task_labels: see above.
             weights: what :meth:`generate` has generated already.
 
@@ -155,13 +157,16 @@ class HyperModel(MultiTaskModel):
         assert isinstance(task_labels, Tensor)
         chosen = [(task_labels == label).nonzero()[:, 0] for label in labels]
         outputs = [
-            self._run(x[rows], label, given[label])
+            as_samples(
+                self._run(structure_of(as_samples(x)[rows]), label, given[label]),
+                "the target's output",
+            )
             for rows, label in zip(chosen, labels, strict=True)
         ]
-        return torch.cat(outputs)[torch.cat(chosen).argsort()]
+        return structure_of(joined(outputs)[torch.cat(chosen).argsort()])
 
-    def forward_tasks(self, x: Tensor, task_labels: Sequence[int]) -> Tensor:
-        """Outputs (T, B, …) for all of ``x`` (B, …) under each of T tasks.
+    def forward_tasks(self, x: Any, task_labels: Sequence[int]) -> Tensor:
+        """Outputs (T, B, …) for all of ``x`` (B, …) under each of T tasks, logits alone.
 
         In evaluation mode main networks run at once, by ``vmap``, in groups of at most so many
         weights, or inputs, that the memory stays bounded; what ``vmap`` cannot run (recurrent
@@ -181,7 +186,7 @@ class HyperModel(MultiTaskModel):
             at_once = None if self.training else self._runner.run_at_once(x, group, weights)
             if at_once is None:
                 pairs = zip(labels, weights, strict=True)
-                outputs += [self._run(x, label, of_one) for label, of_one in pairs]
+                outputs += [logits_of(self._run(x, label, w)) for label, w in pairs]
             else:
                 pairs, n_columns = zip(labels, at_once, strict=True), self.max_class_label
                 outputs += [self.units.select(output, t, n_columns) for t, output in pairs]
@@ -269,7 +274,7 @@ class HyperModel(MultiTaskModel):
                 self.hypernetwork.add_task()
             self._runner.add_task(number)
 
-    def _run(self, x: Tensor, label: int, weights: Tensor) -> Tensor:
+    def _run(self, x: Any, label: int, weights: Tensor) -> Any:
         self.tasks.has_trained |= self.training and torch.is_grad_enabled()
         outputs = self._runner.run(x, self.task_number(label), weights)
         return self.units.select(outputs, label, self.max_class_label)

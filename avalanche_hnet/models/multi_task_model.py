@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from avalanche.benchmarks import CLExperience
@@ -59,16 +60,15 @@ class MultiTaskModel(MultiTaskModule):
             for name in self.task_parameters(label)
         }
 
-    def forward_single_task(self, x: Tensor, task_label: int) -> Tensor:
+    def forward_single_task(self, x: Any, task_label: int) -> Any:
         """Outputs (B, …) for ``x`` (B, …), all of one task."""
-        outputs: Tensor = self.forward(x, task_label)
-        return outputs
+        return self.forward(x, task_label)
 
-    def forward_tasks(self, x: Tensor, task_labels: Sequence[int]) -> Tensor:
+    def forward_tasks(self, x: Any, task_labels: Sequence[int]) -> Tensor:
         """Outputs (T, B, …) for all of ``x`` (B, …) under each of T tasks."""
         raise NotImplementedError
 
-    def forward_all_tasks(self, x: Tensor) -> dict[int, Tensor]:
+    def forward_all_tasks(self, x: Any) -> dict[int, Tensor]:
         """Outputs (B, …) for ``x`` by task label, for all tasks that were trained on."""
         labels = self.trained_task_labels
         return dict(zip(labels, self.forward_tasks(x, labels), strict=True))

@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from operator import attrgetter
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
+from avalanche_hnet.core.common.logits import logits_of
+from avalanche_hnet.core.common.structures import tensors_in
 from avalanche_hnet.core.hypernetworks.weight_layout import WeightLayout
 from avalanche_hnet.models.main_network import (
     aliases_of,
@@ -79,24 +81,25 @@ class NetworkRunner:
         network = self.networks[str(number)]
         return {f"{number}.{name}": p for name, p in network.named_parameters()}
 
-    def run(self, x: Tensor, number: int, weights: Tensor) -> Tensor:
-        """Outputs (B, …) for ``x`` (B, …) of a task with the generated weights (W,)."""
+    def run(self, x: Any, number: int, weights: Tensor) -> Any:
+        """What a task's network with the generated weights (W,) returns for ``x`` (B, …)."""
         network = self._network(number)
         parameters = self._shared_parameters() | self._layout.views(weights)
         arguments = {
             alias: parameters[name] for alias, name in self._aliases.items() if name in parameters
         }
         renew_weights(network, self._recurrent)
-        outputs: Tensor = functional_call(network, arguments, (x,), tie_weights=False)
+        outputs = functional_call(network, arguments, (x,), tie_weights=False)
         release_weights(network, self._recurrent)
         return outputs
 
-    def group_size(self, x: Tensor) -> int:
+    def group_size(self, x: Any) -> int:
         """How many tasks to run at once, so that the memory stays bounded."""
-        return max(1, _GROUP_BUDGET // max(self._layout.n_weights, x.numel()))
+        n_inputs = sum(tensor.numel() for tensor in tensors_in(x))
+        return max(1, _GROUP_BUDGET // max(self._layout.n_weights, n_inputs))
 
-    def run_at_once(self, x: Tensor, numbers: Sequence[int], weights: Tensor) -> Tensor | None:
-        """Outputs (T, B, …) of tasks with the weights (T, W), or None where ``vmap`` fails.
+    def run_at_once(self, x: Any, numbers: Sequence[int], weights: Tensor) -> Tensor | None:
+        """Logits (T, B, …) of tasks with the weights (T, W), or None where ``vmap`` fails.
 
         Not for networks in training mode, whose buffers it would not change.
         """
@@ -111,7 +114,8 @@ class NetworkRunner:
             of_tasks |= {n: torch.stack([s[n] for s in states]) for n in states[0]}
 
         def run(of_task: dict[str, Tensor]) -> Tensor:
-            return functional_call(self.target, of_all | of_task, (x,), tie_weights=False)
+            network = of_all | of_task
+            return logits_of(functional_call(self.target, network, (x,), tie_weights=False))
 
         try:
             return vmap(run)(of_tasks)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from avalanche_hnet.core.common.logits import logits_of, with_logits
 from avalanche_hnet.core.hypernetworks.weight_layout import WeightLayout
 from avalanche_hnet.core.regularizers.deviation import SHARED, UNUSED
 from avalanche_hnet.models.columns import Columns, SelectColumns
@@ -37,7 +38,7 @@ class OutputHeads:
         """
         return []
 
-    def select(self, outputs: Tensor, label: int, n_columns: int) -> Tensor:
+    def select(self, outputs: Any, label: int, n_columns: int) -> Any:
         """What a task has of ``outputs`` (B, …); with a shared layer (B, n_columns), by class."""
         return outputs
 
@@ -126,18 +127,19 @@ class SharedOutputLayer(OutputHeads):
         units = [*range(len(of_task))] if self.reuse else [unit for unit, _ in of_task]
         return Columns(units, [c for _, c in of_task], n_columns, self.mask_value)
 
-    def select(self, outputs: Tensor, label: int, n_columns: int) -> Tensor:
+    def select(self, outputs: Any, label: int, n_columns: int) -> Any:
         """See the base class.
 
         Raises:
             ValueError: if the outputs (B, U) are not those of the layer.
         """
-        if outputs.shape[1] != self.number:
+        logits = logits_of(outputs)
+        if logits.shape[1] != self.number:
             raise ValueError(
-                f"the target has {outputs.shape[1]} outputs, but its layer {self.layer!r} "
+                f"the target has {logits.shape[1]} outputs, but its layer {self.layer!r} "
                 f"has {self.number} units; name the output layer with output_layer"
             )
-        return self.columns(label, n_columns).of(outputs)
+        return with_logits(outputs, self.columns(label, n_columns).of(logits))
 
     def standalone(self, network: nn.Module, label: int, n_columns: int) -> nn.Module:
         """See the base class."""

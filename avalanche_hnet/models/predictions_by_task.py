@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
 from avalanche_hnet.core.common.likelihoods import Gaussian
+from avalanche_hnet.core.common.logits import logits_of
 from avalanche_hnet.core.posterior.at_mean import fitted
 from avalanche_hnet.core.posterior.predictor import Predictor, RegressionPrediction
 from avalanche_hnet.core.posterior.task_criteria import disagreement
@@ -22,7 +23,7 @@ Prediction = TypeVar("Prediction")
 
 
 def class_probabilities(
-    model: nn.Module, options: InferenceOptions, x: Tensor, tasks: Sequence[int]
+    model: nn.Module, options: InferenceOptions, x: Any, tasks: Sequence[int]
 ) -> list[Tensor]:
     """Class probabilities (B, C) of inputs ``x`` (B, …) under each task, in float64."""
     if options.posterior is not None:
@@ -32,12 +33,12 @@ def class_probabilities(
     probabilities = []
     for task in tasks:
         with _statistics(model, options, task):
-            probabilities.append(model(x, task).double().softmax(1))
+            probabilities.append(logits_of(model(x, task)).double().softmax(1))
     return probabilities
 
 
 def disagreements(
-    model: nn.Module, options: InferenceOptions, x: Tensor, tasks: Sequence[int]
+    model: nn.Module, options: InferenceOptions, x: Any, tasks: Sequence[int]
 ) -> list[Tensor]:
     """How much networks drawn from the posterior disagree (B,), under each task."""
 
@@ -50,7 +51,7 @@ def disagreements(
 def regressions(
     model: nn.Module,
     options: InferenceOptions,
-    x: Tensor,
+    x: Any,
     tasks: Sequence[int],
     likelihood: Gaussian,
 ) -> list[RegressionPrediction]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from math import inf
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from avalanche_hnet.core.common.evaluation import evaluating
 from avalanche_hnet.core.common.likelihoods import Gaussian, Likelihood
 from avalanche_hnet.core.common.masking import MASK_VALUE
+from avalanche_hnet.core.common.samples import as_samples
 from avalanche_hnet.core.common.task_statistics import TaskStatistics
 from avalanche_hnet.core.posterior.gaussian import GaussianPosterior
 from avalanche_hnet.core.posterior.predictor import PredictionMethod
@@ -151,10 +153,10 @@ class TaskInference(nn.Module):
         return tuple(sorted(set().union(*labels)))
 
     @torch.no_grad()
-    def forward(self, x: Tensor) -> Tensor:
-        """For ``x`` (B, …): logarithms of class probabilities (B, C), or in regression the mean.
+    def forward(self, x: Any) -> Tensor:
+        """Logarithms of class probabilities (B, C), or in regression the mean, for ``x`` (B, …).
 
-        Classes that the chosen task does not have get −1000.
+        ``x`` may be a tensor or a mapping, tuple or dataclass of tensors. Classes that the chosen task does not have get −1000.
         """
         tasks = self.candidates
         self._require_statistics(tasks)
@@ -167,7 +169,7 @@ class TaskInference(nn.Module):
         self.inferred_tasks = torch.tensor(tasks, device=chosen.device)[chosen]
         return predictions[chosen, torch.arange(len(chosen), device=chosen.device)]
 
-    def _classifications(self, x: Tensor, tasks: Sequence[int]) -> tuple[Tensor, Tensor]:
+    def _classifications(self, x: Any, tasks: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Log-probabilities (T, B, C) and scores (T, B), the lower the surer."""
         by_task = class_probabilities(self.model, self.options, x, tasks)
         if by_task[0].dim() != 2 or by_task[0].shape[1] < 2:
@@ -182,10 +184,12 @@ class TaskInference(nn.Module):
         else:
             scores = disagreements(self.model, self.options, x, tasks)
         logarithms = self._columns(tasks, by_task).log().clamp_min(MASK_VALUE)
-        return logarithms.to(x.dtype if x.is_floating_point() else None), torch.stack(scores)
+        inputs = as_samples(x)
+        dtype = inputs.dtype if inputs.is_floating_point() else None
+        return logarithms.to(dtype), torch.stack(scores)
 
     def _regressions(
-        self, x: Tensor, tasks: Sequence[int], likelihood: Gaussian
+        self, x: Any, tasks: Sequence[int], likelihood: Gaussian
     ) -> tuple[Tensor, Tensor]:
         """Means (T, B, …) and scores (T, B)."""
         predictions = regressions(self.model, self.options, x, tasks, likelihood)

@@ -25,6 +25,7 @@ from avalanche_hnet.core.common.arguments import (
 )
 from avalanche_hnet.core.common.evaluation import undisturbed
 from avalanche_hnet.core.common.likelihoods import Likelihood, resolve_likelihood
+from avalanche_hnet.core.common.logits import logits_of
 from avalanche_hnet.core.fisher.batch_statistics import refuse_batch_statistics
 from avalanche_hnet.core.fisher.diagonal import FisherKind, diagonal_fisher
 from avalanche_hnet.core.posterior.gaussian import GaussianPosterior, PriorMean
@@ -38,6 +39,7 @@ from avalanche_hnet.plugins.prior_ewc_log import (
     publish_distribution,
     publish_losses,
 )
+from avalanche_hnet.plugins.strategy_batch import taken_apart
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,7 +170,9 @@ class PriorEWCPlugin(SupervisedPlugin):
         """Add the prior's and the earlier experiences' penalties to the loss."""
         experience = self._required_experience()
         penalty = experience.penalty or self._penalty_of(strategy)
-        scale = experience.likelihood.criterion_scale(strategy._criterion, strategy.mb_output)
+        scale = experience.likelihood.criterion_scale(
+            strategy._criterion, logits_of(strategy.mb_output)
+        )
         scale /= penalty.n_samples
         penalty = penalty.with_strengths(scale, scale * self.ewc_lambda)
         prior, ewc = penalty.values()
@@ -253,13 +257,13 @@ class PriorEWCPlugin(SupervisedPlugin):
 
     def _batches(
         self, strategy: SupervisedTemplate, dataset: Any, rows: Tensor | None, num_workers: int
-    ) -> Iterator[list[Tensor]]:
+    ) -> Iterator[tuple[Any, ...]]:
         size = max(strategy.train_mb_size, strategy.eval_mb_size)
         store, device = store_of(strategy), strategy.device
         batches = batches_in_order(dataset, store, device, size, rows=rows, num_workers=num_workers)
         multi_task = is_multi_task_module(strategy.model)
         for batch in batches:
-            yield [batch[0], batch[1], batch[-1]] if multi_task else [batch[0], batch[1]]
+            yield taken_apart(strategy, batch, with_task_labels=multi_task)
 
 
 def _select(tensors: Mapping[str, Tensor], active: Mapping[str, Tensor]) -> Tensor:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from avalanche.training.templates import SupervisedTemplate
 from torch import Tensor
 
 from avalanche_hnet.core.common.likelihoods import Likelihood
+from avalanche_hnet.core.common.samples import as_samples
 from avalanche_hnet.core.fisher.diagonal import diagonal_fisher
 from avalanche_hnet.data.experiences import whole
 from avalanche_hnet.data.in_order import batches_in_order
 from avalanche_hnet.models.hyper_model import HyperModel
 from avalanche_hnet.plugins.in_memory import store_of
+from avalanche_hnet.plugins.strategy_batch import taken_apart
 
 
 class ExperienceFisher:
@@ -43,7 +46,7 @@ class ExperienceFisher:
     def of_weights(self, task: int, max_samples: int | None) -> Tensor:
         """Mean squared gradients (W,) of the weights generated for a task of the experience."""
         label = self._model.task_labels[task]
-        of_task = ((x[t == label], y[t == label]) for x, y, t in self._batches())
+        of_task = ((as_samples(x)[t == label], y[t == label]) for x, y, t in self._batches())
         fisher = diagonal_fisher(
             self._model.main_network(label),
             of_task,
@@ -52,8 +55,8 @@ class ExperienceFisher:
         )
         return self._model.flatten_main_network(fisher)
 
-    def _batches(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    def _batches(self) -> Iterator[tuple[Any, ...]]:
         strategy = self._strategy
         size = max(strategy.train_mb_size, strategy.eval_mb_size)
         for batch in batches_in_order(self._dataset, store_of(strategy), strategy.device, size):
-            yield batch[0], batch[1], batch[-1]
+            yield taken_apart(strategy, batch, with_task_labels=True)

@@ -11,12 +11,14 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from avalanche_hnet.core.common.likelihoods import Likelihood, resolve_likelihood
+from avalanche_hnet.core.common.logits import logits_of
 from avalanche_hnet.core.regularizers import Experience, Regularizer
 from avalanche_hnet.data.experiences import labels_of, whole
 from avalanche_hnet.data.loader import InMemoryLoader
 from avalanche_hnet.models.hyper_model import HyperModel
 from avalanche_hnet.plugins.in_memory import InMemoryPlugin
 from avalanche_hnet.strategies import requirements
+from avalanche_hnet.strategies.any_batches import AnyBatches
 from avalanche_hnet.strategies.experience_fisher import ExperienceFisher
 from avalanche_hnet.strategies.hypernet_log import (
     publish_movement,
@@ -42,7 +44,7 @@ from avalanche_hnet.strategies.roles import Roles, roles_of
 from avalanche_hnet.strategies.weight_movement import WeightMovement
 
 
-class HypernetTemplate(SupervisedTemplate):
+class HypernetTemplate(AnyBatches, SupervisedTemplate):
     """Trains a :class:`HyperModel` on one task after the other.
 
     Each iteration (von Oswald et al. 2020, arXiv 1906.00695, section 2):
@@ -160,7 +162,7 @@ class HypernetTemplate(SupervisedTemplate):
                 [*self._roles.own], self.optimizer, self._make_embedding_optimizer
             )
 
-    def forward(self) -> Tensor:
+    def forward(self) -> Any:
         """Outputs of the mini-batch; the prior needs the weights that they are made with."""
         if not self.is_training:
             return super().forward()
@@ -264,7 +266,7 @@ class HypernetTemplate(SupervisedTemplate):
     def _criterion_scale(self) -> float:
         """How many times the mean negative log-likelihood the criterion is."""
         assert self._resolved_likelihood is not None
-        return self._resolved_likelihood.criterion_scale(self._criterion, self.mb_output)
+        return self._resolved_likelihood.criterion_scale(self._criterion, logits_of(self.mb_output))
 
     def _before_training_exp(self, **kwargs: Any) -> None:
         requirements.check_experience(self.experience)

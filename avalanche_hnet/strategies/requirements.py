@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from avalanche_hnet.core.common.arguments import at_least
 from avalanche_hnet.core.common.likelihoods import Likelihood
+from avalanche_hnet.core.common.logits import logits_of
 from avalanche_hnet.core.regularizers import Penalty, Regularizer
 from avalanche_hnet.core.regularizers.lookahead import fresh_optimizer, optimizer_step
 from avalanche_hnet.data.experiences import labels_of
@@ -152,7 +153,7 @@ def check_penalty(strategy: SupervisedTemplate, penalty: Penalty) -> None:
 
 def check_targets(strategy: SupervisedTemplate) -> None:
     """Refuse targets that do not fit the model's outputs."""
-    outputs, targets, criterion = strategy.mb_output, strategy.mb_y, strategy._criterion
+    outputs, targets, criterion = logits_of(strategy.mb_output), strategy.mb_y, strategy._criterion
     if isinstance(criterion, nn.MSELoss) and targets.shape != outputs.shape:
         raise ValueError(
             f"targets have the shape {tuple(targets.shape)}, but the outputs "

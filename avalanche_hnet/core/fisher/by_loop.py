@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from avalanche_hnet.core.common.samples import Samples
 from avalanche_hnet.core.fisher.methods import ByName, PerSample
 from avalanche_hnet.core.fisher.one_task import OneTask
 
@@ -24,7 +25,7 @@ class ByLoop(PerSample):
 
     names: Collection[str]
     task: OneTask
-    x: Tensor
+    x: Tensor | Samples
 
     def gradients(self, factor: Tensor) -> Iterator[tuple[slice, ByName]]:
         """See :class:`PerSample`; parameters without gradients are left out."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
-from torch.func import functional_call, grad, vmap
+from torch.func import grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from avalanche_hnet.core.common.samples import Samples
 from avalanche_hnet.core.fisher.methods import ByName, PerSample
 from avalanche_hnet.core.fisher.one_task import OneTask
 
@@ -28,7 +29,7 @@ class ByVmap(PerSample):
 
     names: Sequence[str]
     task: OneTask
-    x: Tensor
+    x: Tensor | Samples
 
     def gradients(self, factor: Tensor) -> Iterator[tuple[slice, ByName]]:
         """See :class:`PerSample`."""
@@ -36,10 +37,11 @@ class ByVmap(PerSample):
             return
         others = {n: p.detach() for n, p in self.task.model.named_parameters()}
         chosen = {n: others.pop(n) for n in self.names}
-        label = () if self.task.label is None else (int(self.task.label),)
+        label = self.task.label
+        task = replace(self.task, label=int(label) if isinstance(label, Tensor) else label)
 
-        def weighted_output(chosen: ByName, xi: Tensor, ci: Tensor) -> Tensor:
-            out = functional_call(self.task.model, {**others, **chosen}, (xi[None], *label))
+        def weighted_output(chosen: ByName, xi: Tensor | Samples, ci: Tensor) -> Tensor:
+            out = task.outputs(xi[None], {**others, **chosen})
             return (out[0] * ci).sum()
 
         of_samples = vmap(grad(weighted_output), in_dims=(None, 0, 0))

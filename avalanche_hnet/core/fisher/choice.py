@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from avalanche_hnet.core.common.samples import Samples
 from avalanche_hnet.core.fisher.by_loop import ByLoop
 from avalanche_hnet.core.fisher.by_rule import ByRule
 from avalanche_hnet.core.fisher.by_vmap import ByVmap
@@ -38,7 +39,7 @@ class Choice:
         self,
         task: OneTask,
         rules: Mapping[str, FisherRule],
-        x: Tensor,
+        x: Tensor | Samples,
         outputs: Tensor,
         recording: Recording,
     ) -> tuple[Method, ...]:
@@ -50,7 +51,7 @@ class Choice:
         )
 
 
-def choose(task: OneTask, rules: Mapping[str, FisherRule], x: Tensor) -> Choice:
+def choose(task: OneTask, rules: Mapping[str, FisherRule], x: Tensor | Samples) -> Choice:
     """The choice for a model, by a trial on the first few of the inputs ``x``.
 
     Raises:
@@ -71,7 +72,9 @@ def choose(task: OneTask, rules: Mapping[str, FisherRule], x: Tensor) -> Choice:
     return Choice(frozenset(trusted), is_plain=_has_plain_layers_only(recording))
 
 
-def choose_again(choice: Choice, names: Iterable[str], task: OneTask, x: Tensor) -> Choice:
+def choose_again(
+    choice: Choice, names: Iterable[str], task: OneTask, x: Tensor | Samples
+) -> Choice:
     """The choice when rules turn out to be wrong for parameters of these names."""
     x = x[:N_TRIAL]
     trial = make_trial(task, x, task.outputs(x))

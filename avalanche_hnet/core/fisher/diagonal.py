@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Literal, get_args
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from avalanche_hnet.core.common.evaluation import undisturbed
 from avalanche_hnet.core.common.likelihoods import Categorical, Gaussian, Likelihood
+from avalanche_hnet.core.common.samples import Samples, as_samples
+from avalanche_hnet.core.common.structures import described
 from avalanche_hnet.core.common.task_labels import takes_task_labels
 from avalanche_hnet.core.fisher.squared_gradients import SquaredGradients
 from avalanche_hnet.core.fisher.trial import N_TRIAL
 
 FisherKind = Literal["empirical", "sampled", "exact"]
 
+# In batches that are mappings: as Hugging Face and as Avalanche name them.
+_TARGETS, _TASK_LABELS = "labels", "targets_task_labels"
+
 
 def diagonal_fisher(
     model: nn.Module,
-    batches: Iterable[Sequence[Tensor]],
+    batches: Iterable[Any],
     *,
     likelihood: Likelihood | None = None,
     kind: FisherKind = "empirical",
@@ -45,8 +50,12 @@ def diagonal_fisher(
 
     Args:
         model: called as ``model(x)``, or as ``model(x, task_labels)`` if its ``forward`` takes
-            task labels and the batches have them.
-        batches: yields ``(x, y)`` or ``(x, y, …, task_labels)``, samples in dimension 0.
+            task labels and the batches have them. What it returns may have more in it than the
+            logits (:func:`logits_of`).
+        batches: yields ``(x, y)`` or ``(x, y, …, task_labels)``, where ``x`` is a tensor or a
+            mapping, tuple or dataclass of tensors, samples in dimension 0 of each; or mappings
+            with the targets under ``"labels"``, task labels under ``"targets_task_labels"`` if
+            there are any, and ``x`` in the others.
         likelihood: by default :class:`Categorical` for integer targets and :class:`Gaussian`
             with standard deviation 1 for real ones.
         kind: see above.
@@ -80,8 +89,9 @@ def diagonal_fisher(
         for n, p in parameters.items()
     }
     n_samples = 0
-    gradients: dict[tuple[int | None, int, torch.Size], SquaredGradients] = {}
+    gradients: dict[tuple[int | None, int, tuple[Any, ...]], SquaredGradients] = {}
     with undisturbed(model), torch.enable_grad():
+        batches = (_columns(batch) for batch in batches)
         if max_samples is not None:
             batches = _random_subset(batches, max_samples, generator)
         for batch in batches:
@@ -120,13 +130,9 @@ def _fisher_factors(
 
 
 def _single_task_batches(
-    model: nn.Module, batch: Sequence[Tensor], device: torch.device
-) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+    model: nn.Module, batch: Sequence[Any], device: torch.device
+) -> Iterator[tuple[Tensor | Samples, Tensor, Tensor | None]]:
     """The batch as ``(x, y, task_labels)``, split by task if the model takes task labels."""
-    if not isinstance(batch, (tuple, list)) or len(batch) < 2:
-        raise ValueError(
-            f"batches must yield (x, y) or (x, y, ..., task_labels), got a {type(batch).__name__}"
-        )
     x, y = batch[0].to(device), batch[1].to(device)
     if len(x) == 0:
         return
@@ -139,11 +145,25 @@ def _single_task_batches(
         yield x[chosen], y[chosen], labels[chosen]
 
 
+def _columns(batch: Any) -> list[Any]:
+    """``[x, y]`` or ``[x, y, task_labels]`` of a batch."""
+    if isinstance(batch, Mapping) and _TARGETS in batch:
+        names = [name for name in (_TARGETS, _TASK_LABELS) if name in batch]
+        x = {name: values for name, values in batch.items() if name not in names}
+        return [as_samples(x), *(batch[name] for name in names)]
+    if isinstance(batch, Mapping) or not isinstance(batch, (tuple, list)) or len(batch) < 2:
+        raise ValueError(
+            "batches must yield (x, y) or (x, y, ..., task_labels), or mappings with the targets "
+            f"under {_TARGETS!r}, got {described(batch)}"
+        )
+    return [as_samples(batch[0]), batch[1], *batch[2:][-1:]]
+
+
 def _random_subset(
-    batches: Iterable[Sequence[Tensor]], size: int, generator: torch.Generator | None
-) -> Iterator[Sequence[Tensor]]:
+    batches: Iterable[Sequence[Any]], size: int, generator: torch.Generator | None
+) -> Iterator[Sequence[Any]]:
     """One pass over ``batches`` that keeps the ``size`` samples with the smallest random keys."""
-    kept: list[Tensor] = []
+    kept: list[Any] = []
     keys = torch.empty(0, dtype=torch.float64)
     step = 1
     for batch in batches:

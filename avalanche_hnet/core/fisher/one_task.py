@@ -7,6 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
+from torch.func import functional_call
+
+from avalanche_hnet.core.common.logits import logits_of
+from avalanche_hnet.core.common.samples import Samples, structure_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,10 +28,14 @@ class OneTask:
     parameters: Mapping[str, nn.Parameter]
     label: Tensor | int | None
 
-    def outputs(self, x: Tensor) -> Tensor:
-        """Outputs (B, …) for inputs (B, …)."""
-        outputs: Tensor = self.model(*self._arguments(x))
-        return outputs
+    def outputs(
+        self, x: Tensor | Samples, parameters: Mapping[str, Tensor] | None = None
+    ) -> Tensor:
+        """Outputs (B, …) for inputs (B, …), with ``parameters`` in place of the model's."""
+        arguments = self._arguments(x)
+        if parameters is None:
+            return logits_of(self.model(*arguments))
+        return logits_of(functional_call(self.model, dict(parameters), arguments))
 
     def of_layers(self, prefixes: Iterable[str]) -> set[str]:
         """Names of the wanted parameters that belong to layers, which are given by their names."""
@@ -38,10 +46,11 @@ class OneTask:
             if name in self.parameters
         }
 
-    def _arguments(self, x: Tensor) -> tuple[Any, ...]:
-        if self.label is None:
-            return (x,)
-        return x, self.label.expand(len(x)) if isinstance(self.label, Tensor) else self.label
+    def _arguments(self, x: Tensor | Samples) -> tuple[Any, ...]:
+        inputs, label = structure_of(x), self.label
+        if label is None:
+            return (inputs,)
+        return inputs, label.expand(len(x)) if isinstance(label, Tensor) else label
 
 
 def names_in(prefix: str, layer: nn.Module) -> set[str]:

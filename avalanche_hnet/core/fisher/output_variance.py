@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from avalanche_hnet.core.common.samples import Samples, as_samples
+from avalanche_hnet.core.fisher.one_task import OneTask
 from avalanche_hnet.core.fisher.squared_gradients import SquaredGradients
 
 # At most so many per-sample gradients are held at a time (128 MiB of float32).
@@ -16,7 +19,7 @@ _BUDGET = 2**25
 def output_variance(
     model: nn.Module,
     variances: Mapping[str, Tensor],
-    x: Tensor,
+    x: Any,
     task_label: int | None = None,
     is_needed: Callable[[Tensor], Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -28,7 +31,7 @@ def output_variance(
     Args:
         model: in evaluation mode; called with ``(x)``, or ``(x, task_label)`` if that is given.
         variances: Σ by parameter name; other parameters are certain.
-        x: B inputs, in dimension 0.
+        x: B inputs, in dimension 0 of a tensor or of each tensor of a structure.
         task_label: of all inputs.
         is_needed: from the outputs to a mask of output units, flattened (U,); the variance of the
             others is left at zero. All by default.
@@ -37,9 +40,10 @@ def output_variance(
         Outputs and variances, both (B, …), without gradients.
     """
     parameters = {n: p for n, p in model.named_parameters() if n in variances}
+    x = as_samples(x)
     if len(x) == 0:
         with torch.no_grad():
-            outputs: Tensor = model(*(x,) if task_label is None else (x, task_label))
+            outputs = OneTask(model, parameters, task_label).outputs(x)
         return outputs, torch.zeros_like(outputs)
     with torch.enable_grad():
         method = SquaredGradients(model, parameters, x, task_label)
@@ -53,7 +57,7 @@ def output_variance(
 
 def _of_rows(
     method: SquaredGradients,
-    x: Tensor,
+    x: Tensor | Samples,
     variances: Mapping[str, Tensor],
     is_needed: Callable[[Tensor], Tensor] | None,
 ) -> tuple[Tensor, Tensor]:

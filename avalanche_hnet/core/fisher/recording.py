@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from avalanche_hnet.core.common.samples import Samples
 from avalanche_hnet.core.fisher.one_task import OneTask
 
 
@@ -52,7 +53,7 @@ class Recording:
                 yield call, call.output_gradient.pop()
 
 
-def record(task: OneTask, x: Tensor, layers: Collection[str]) -> tuple[Tensor, Recording]:
+def record(task: OneTask, x: Tensor | Samples, layers: Collection[str]) -> tuple[Tensor, Recording]:
     """Outputs (B, …), and the calls of some layers, given by name, that they are made of."""
     with _recorded(task.model, layers) as recording:
         outputs = task.outputs(x)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor, nn
 
+from avalanche_hnet.core.common.samples import Samples
 from avalanche_hnet.core.fisher.batch_statistics import refuse_batch_statistics
 from avalanche_hnet.core.fisher.by_rule import NotDifferentiableError
 from avalanche_hnet.core.fisher.choice import Choice, choose, choose_again
@@ -43,7 +44,7 @@ class SquaredGradients:
         self,
         model: nn.Module,
         parameters: Mapping[str, nn.Parameter],
-        x: Tensor,
+        x: Tensor | Samples,
         labels: Tensor | int | None,
     ) -> None:
         refuse_batch_statistics(model)
@@ -52,7 +53,7 @@ class SquaredGradients:
         self._rules = layers_with_rules(model)
         self.choice = _announced(choose(self._task, self._rules, x))
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Callable[[Tensor], ByName]]:
+    def forward(self, x: Tensor | Samples) -> tuple[Tensor, Callable[[Tensor], ByName]]:
         """Outputs (B, …), and a function from c (of their shape) to Σ_n (J_nᵀ c_n)² by name."""
         outputs, recording = record(self._task, x, self._rules)
         if repeated := self._repeated(recording):
@@ -65,7 +66,7 @@ class SquaredGradients:
         return outputs.detach(), squares
 
     def forward_weighted(
-        self, x: Tensor, weights: Mapping[str, Tensor]
+        self, x: Tensor | Samples, weights: Mapping[str, Tensor]
     ) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         """Outputs (B, …), and a function from c to Σ_i w_i (J_nᵀ c_n)_i² for each sample n, (B,).
 

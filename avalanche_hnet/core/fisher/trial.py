@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from avalanche_hnet.core.common.samples import Samples
 from avalanche_hnet.core.fisher.by_loop import ByLoop
 from avalanche_hnet.core.fisher.methods import ByName
 from avalanche_hnet.core.fisher.one_task import OneTask
@@ -26,7 +27,7 @@ class Trial:
         truth: squared gradients from single samples; parameters without gradients are left out.
     """
 
-    x: Tensor
+    x: Tensor | Samples
     factor: Tensor
     truth: ByName
 
@@ -47,7 +48,7 @@ class Trial:
         return bool(close.all())
 
 
-def make_trial(task: OneTask, x: Tensor, outputs: Tensor) -> Trial:
+def make_trial(task: OneTask, x: Tensor | Samples, outputs: Tensor) -> Trial:
     """The trial on inputs ``x``, whose outputs only lend their shape and type."""
     generator = torch.Generator().manual_seed(0)
     factor = torch.randn(outputs.shape, generator=generator).to(outputs)

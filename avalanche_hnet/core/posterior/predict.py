@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import overload
+from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ __all__ = ["PredictionMethod", "Predictor", "RegressionPrediction", "predict"]
 def predict(
     model: nn.Module,
     posterior: GaussianPosterior,
-    x: Tensor,
+    x: Any,
     method: PredictionMethod = ...,
     *,
     likelihood: Gaussian,
@@ -36,7 +36,7 @@ def predict(
 def predict(
     model: nn.Module,
     posterior: GaussianPosterior,
-    x: Tensor,
+    x: Any,
     method: PredictionMethod = ...,
     *,
     likelihood: Categorical = ...,
@@ -49,7 +49,7 @@ def predict(
 def predict(
     model: nn.Module,
     posterior: GaussianPosterior,
-    x: Tensor,
+    x: Any,
     method: PredictionMethod = "linearized",
     *,
     likelihood: Likelihood | None = None,
@@ -75,10 +75,11 @@ def predict(
     (:class:`TaskStatistics`), put them in place first.
 
     Args:
-        model: called as ``model(x)``, or as ``model(x, task_label)`` if that is given.
+        model: called as ``model(x)``, or as ``model(x, task_label)`` if that is given. What it
+            returns may have more in it than the logits (:func:`logits_of`).
         posterior: of the model's parameters, by their names in it. Parameters that it does not
             know are taken as they are.
-        x: B inputs, in dimension 0.
+        x: B inputs, in dimension 0 of a tensor or of each tensor of a mapping, tuple or dataclass.
         method: see above.
         likelihood: :class:`Categorical` (the default), or :class:`Gaussian` with its noise.
         task_label: of all inputs; a posterior over several heads becomes that of this task.

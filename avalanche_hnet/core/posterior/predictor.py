@@ -14,6 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from avalanche_hnet.core.common.arguments import at_least, generator_or_none, integer, one_of
 from avalanche_hnet.core.common.likelihoods import Gaussian
+from avalanche_hnet.core.common.logits import logits_of
 from avalanche_hnet.core.common.masking import MASK_VALUE
 from avalanche_hnet.core.common.task_labels import may_take_task_labels, takes_task_labels
 from avalanche_hnet.core.fisher.output_variance import output_variance
@@ -72,7 +73,7 @@ class Predictor:
             raise ValueError(f"task_label is {self.task_label}, but {name} takes none")
         object.__setattr__(self, "posterior", fitted(self.posterior, self.model))
 
-    def class_probabilities(self, x: Tensor) -> Tensor:
+    def class_probabilities(self, x: Any) -> Tensor:
         """Probabilities (B, C, …) in float64: the small ones tell tasks apart."""
         if self.method == "sample":
             total = sum(_softmax(draw) for draw in self.draws(x))
@@ -82,7 +83,7 @@ class Predictor:
         outputs, variance = self._linearized(x, _is_not_masked)
         return _softmax(outputs.double() / (1 + pi / 8 * variance.double()).sqrt())
 
-    def regression(self, x: Tensor, likelihood: Gaussian) -> RegressionPrediction:
+    def regression(self, x: Any, likelihood: Gaussian) -> RegressionPrediction:
         """Mean and variances (B, …)."""
         if self.method == "sample":
             draws = torch.stack([*self.draws(x)])
@@ -94,7 +95,7 @@ class Predictor:
             mean, variance = self._linearized(x)
         return RegressionPrediction(mean, variance, torch.full_like(mean, likelihood.noise_std**2))
 
-    def draws(self, x: Tensor) -> Iterator[Tensor]:
+    def draws(self, x: Any) -> Iterator[Tensor]:
         """Outputs (B, …) under draws of weights, of the network or of its linearisation.
 
         Each draw is the same for all inputs. Without a generator, draws come from PyTorch's initial
@@ -108,7 +109,7 @@ class Predictor:
         mean = self.posterior.mean
 
         def outputs(parameters: dict[str, Tensor]) -> Tensor:
-            return functional_call(self.model, parameters, self._arguments(x))
+            return logits_of(functional_call(self.model, parameters, self._arguments(x)))
 
         constant = _padding(self.model)
         generator = self.generator or torch.Generator().manual_seed(torch.initial_seed())
@@ -126,17 +127,16 @@ class Predictor:
                         draw = sum(jvp(outputs, (mean,), (change,))[:2])
             yield torch.as_tensor(draw).detach()
 
-    def _arguments(self, x: Tensor) -> tuple[Any, ...]:
+    def _arguments(self, x: Any) -> tuple[Any, ...]:
         return (x,) if self.task_label is None else (x, self.task_label)
 
     @torch.no_grad()
-    def _at_mean(self, x: Tensor) -> Tensor:
+    def _at_mean(self, x: Any) -> Tensor:
         with at_mean(self.model, self.posterior):
-            outputs: Tensor = self.model(*self._arguments(x))
-        return outputs
+            return logits_of(self.model(*self._arguments(x)))
 
     def _linearized(
-        self, x: Tensor, is_needed: Callable[[Tensor], Tensor] | None = None
+        self, x: Any, is_needed: Callable[[Tensor], Tensor] | None = None
     ) -> tuple[Tensor, Tensor]:
         variances = {name: p.reciprocal() for name, p in self.posterior.precision.items()}
         with at_mean(self.model, self.posterior):
