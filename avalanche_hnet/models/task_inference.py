@@ -156,7 +156,8 @@ class TaskInference(nn.Module):
     def forward(self, x: Any) -> Tensor:
         """Logarithms of class probabilities (B, C), or in regression the mean, for ``x`` (B, …).
 
-        ``x`` may be a tensor or a mapping, tuple or dataclass of tensors. Classes that the chosen task does not have get −1000.
+        ``x`` is a tensor or a mapping, tuple or dataclass of tensors. Classes that the chosen task
+        does not have get −1000.
         """
         tasks = self.candidates
         self._require_statistics(tasks)

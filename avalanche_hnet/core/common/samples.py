@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree
 
 from avalanche_hnet.core.common.structures import (
     described,
@@ -22,8 +21,8 @@ from avalanche_hnet.core.common.structures import (
 class Samples:
     """B inputs in a structure of tensors, such as token numbers and attention masks.
 
-    It can be used like one tensor (B, …): indexed, split, moved, concatenated by ``torch.cat`` and
-    run over by ``vmap``. Made by :func:`as_samples`.
+    It can be used like one tensor (B, …): indexed, split, moved and concatenated by ``torch.cat``.
+    Made by :func:`as_samples`.
 
     Attributes:
         structure: what a model is called with.
@@ -90,15 +89,12 @@ class Samples:
         return Samples(with_tensors(parts[0].structure, joined))
 
 
-_pytree.register_pytree_node(
-    Samples,
-    lambda samples: (samples.tensors, samples.structure),
-    lambda tensors, structure: Samples(with_tensors(structure, [*tensors])),
-)
-
-
 def as_samples(x: Any, name: str = "x") -> Tensor | Samples:
-    """A tensor as it is, any other structure of tensors as :class:`Samples`; ``name`` is for errors.
+    """A tensor as it is, any other structure of tensors as :class:`Samples`.
+
+    Args:
+        x: see above.
+        name: of ``x``, for errors.
 
     Raises:
         TypeError: if there is no tensor in it.
@@ -124,6 +120,16 @@ def joined(parts: Sequence[Tensor | Samples]) -> Tensor | Samples:
     """All samples of the parts, which have one and the same structure, one after the other."""
     tensors: Any = parts  # as far as torch.cat is concerned
     return torch.cat(tensors)
+
+
+def tensors_of(x: Tensor | Samples) -> list[Tensor]:
+    """All tensors, for ``vmap``."""
+    return x.tensors if isinstance(x, Samples) else [x]
+
+
+def like(x: Tensor | Samples, tensors: list[Tensor]) -> Tensor | Samples:
+    """The structure of ``x`` with other :func:`tensors_of`."""
+    return Samples(with_tensors(x.structure, tensors)) if isinstance(x, Samples) else tensors[0]
 
 
 def structure_of(x: Tensor | Samples) -> Any:

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.func import grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from avalanche_hnet.core.common.samples import Samples
+from avalanche_hnet.core.common.samples import Samples, like, tensors_of
 from avalanche_hnet.core.fisher.methods import ByName, PerSample
 from avalanche_hnet.core.fisher.one_task import OneTask
 
@@ -40,8 +40,8 @@ class ByVmap(PerSample):
         label = self.task.label
         task = replace(self.task, label=int(label) if isinstance(label, Tensor) else label)
 
-        def weighted_output(chosen: ByName, xi: Tensor | Samples, ci: Tensor) -> Tensor:
-            out = task.outputs(xi[None], {**others, **chosen})
+        def weighted_output(chosen: ByName, xi: list[Tensor], ci: Tensor) -> Tensor:
+            out = task.outputs(like(self.x, [t[None] for t in xi]), {**others, **chosen})
             return (out[0] * ci).sum()
 
         of_samples = vmap(grad(weighted_output), in_dims=(None, 0, 0))
@@ -49,5 +49,5 @@ class ByVmap(PerSample):
         for start in range(0, len(self.x), step):
             rows = slice(start, start + step)
             with sdpa_kernel(SDPBackend.MATH):  # the fused kernels have no batching rule
-                gradients = of_samples(chosen, self.x[rows], factor[rows])
+                gradients = of_samples(chosen, tensors_of(self.x[rows]), factor[rows])
             yield rows, gradients
