@@ -41,6 +41,11 @@ class Samples:
         return len(self), *(tensor.shape[1:] for tensor in self.tensors)
 
     @property
+    def device(self) -> torch.device:
+        """Where the tensors are."""
+        return self.tensors[0].device
+
+    @property
     def dtype(self) -> torch.dtype:
         """The coarsest floating-point type among the tensors, or that of the first."""
         floating = [t.dtype for t in self.tensors if t.is_floating_point()]

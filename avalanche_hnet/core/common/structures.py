@@ -61,11 +61,13 @@ def with_value(structure: Any, key: Any, value: Any) -> Any:
 
 def described(value: Any) -> str:
     """The kind of a value, with the keys of a mapping, for messages."""
+    name = type(value).__name__
+    kind = f"an {name}" if name[0] in "AEIOUaeiou" else f"a {name}"
     if isinstance(value, Mapping):
-        return f"a {type(value).__name__} with the keys {[*value]}"
+        return f"{kind} with the keys {[*value]}"
     if isinstance(value, (tuple, list)):
-        return f"a {type(value).__name__} of {[type(v).__name__ for v in value]}"
-    return f"a {type(value).__name__}"
+        return f"{kind} of {[type(v).__name__ for v in value]}"
+    return kind
 
 
 def _with_items(mapping: Mapping[Any, Any], items: Mapping[Any, Any]) -> Any:

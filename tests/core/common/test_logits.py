@@ -23,8 +23,8 @@ def test_the_logits_of_every_kind_of_output(kind):
     [
         (None, "a NoneType"),
         ({"scores": LOGITS}, r"a dict with the keys \['scores'\]"),
-        ({"logits": [1, 2]}, r"\['logits'\]"),
-        (Output(hidden=LOGITS), "a Output"),
+        ({"logits": [1, 2]}, r"a dict with the keys \['logits'\]"),
+        (Output(hidden=LOGITS), "an Output"),
         ((1, None), r"a tuple of \['int', 'NoneType'\]"),
         ([], "a list"),
         (0.5, "a float"),
