@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from avalanche.benchmarks import CLExperience
 
@@ -51,7 +54,7 @@ def tasks_and_classes(experience: CLExperience) -> set[tuple[int, int]]:
     """
     labels = labels_of(experience)
     dataset = experience.dataset
-    target = torch.as_tensor(dataset[0][1])
+    target = torch.as_tensor(_first_target(dataset))
     if target.is_floating_point():
         return {(t, d) for t in labels for d in range(target.numel())}
     if len(labels) == 1:
@@ -60,3 +63,15 @@ def tasks_and_classes(experience: CLExperience) -> set[tuple[int, int]]:
     return {
         (int(t), int(c)) for t, c in zip(dataset.targets_task_labels, dataset.targets, strict=True)
     }
+
+
+def _first_target(dataset: Any) -> Any:
+    sample = dataset[0]
+    if not isinstance(sample, Mapping):
+        return sample[1]
+    if not hasattr(dataset, "targets"):
+        raise ValueError(
+            f"samples are dictionaries with the keys {[*sample]}, which do not say what the "
+            "targets are; give the AvalancheDataset a DataAttribute of the name 'targets'"
+        )
+    return dataset.targets[0]

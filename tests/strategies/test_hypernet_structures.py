@@ -17,7 +17,6 @@ from avalanche_hnet import (
 )
 from tests.support.models import mlp
 from tests.support.strategies import naive
-from tests.support.streams import labelled_benchmark
 from tests.support.structures import (
     INPUTS,
     OUTPUTS,
@@ -25,6 +24,7 @@ from tests.support.structures import (
     Structured,
     dictionary_stream_of,
     halves,
+    plain_stream_of,
     stream_of,
 )
 
@@ -66,7 +66,7 @@ def trained(model, benchmark, strategy=HypernetTemplate, in_memory=False, **opti
 
 REGULARIZERS = {
     "fixed target": lambda: FixedTarget(0.1),
-    "weighted": lambda: FixedTarget(0.1, fisher_weighting=True),
+    "weighted": lambda: FixedTarget(0.1, fisher_weights=True),
     "ewc": lambda: EWC(2.0),
 }
 
@@ -85,7 +85,7 @@ REGULARIZERS = {
 def test_training_is_that_on_tensors(inputs, outputs, multi_head, regularizer):
     make = REGULARIZERS[regularizer]
     plain, model = hyper_model(multi_head=multi_head), hyper_model(outputs, multi_head=multi_head)
-    trained(plain, labelled_benchmark(DATA), regularizer=make(), prior_variance=1.0)
+    trained(plain, plain_stream_of(DATA), regularizer=make(), prior_variance=1.0)
     if inputs == "dictionary batches":
         benchmark, strategy = dictionary_stream_of(DATA), DictionaryHypernet
     else:
@@ -102,7 +102,7 @@ def test_training_is_that_on_tensors(inputs, outputs, multi_head, regularizer):
 def test_outputs_have_the_kind_of_the_target(outputs, multi_head):
     plain, model = hyper_model(multi_head=multi_head), hyper_model(outputs, multi_head=multi_head)
     for network in (plain, model):
-        for experience in labelled_benchmark(DATA).train_stream:
+        for experience in plain_stream_of(DATA).train_stream:
             network.adaptation(experience)
     x, labels = torch.randn(9, 6), torch.arange(9) % 2
     structure = INPUTS["dict"](*halves(x))
@@ -135,7 +135,7 @@ def test_a_target_that_vmap_cannot_run():
 
     target = Branching()
     model = HyperModel(target, HyperNetwork(target, embedding_dim=4, hidden=(8,)))
-    for experience in labelled_benchmark(DATA).train_stream:
+    for experience in plain_stream_of(DATA).train_stream:
         model.adaptation(experience)
     x = INPUTS["dict"](*halves(torch.randn(5, 6)))
     model.eval()

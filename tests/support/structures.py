@@ -5,8 +5,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from avalanche.benchmarks import benchmark_from_datasets, with_task_labels
-from avalanche.benchmarks.utils import AvalancheDataset, ConstantSequence, TaskLabels
+from avalanche.benchmarks import benchmark_from_datasets, tensors_benchmark, with_task_labels
+from avalanche.benchmarks.scenarios.supervised import with_classes_timeline
+from avalanche.benchmarks.utils import (
+    AvalancheDataset,
+    ConstantSequence,
+    DataAttribute,
+    TaskLabels,
+)
 from avalanche.models import MultiTaskModule
 from avalanche.training import Naive
 from torch import Tensor, nn
@@ -145,7 +151,7 @@ def stream_of(data, pack):
         [
             AvalancheDataset(
                 [[(x, y) for x, y in zip(rows(halves(x), len(x)), y, strict=True)]],
-                data_attributes=[TaskLabels(ConstantSequence(label, len(x)))],
+                data_attributes=_attributes(label, y),
                 collate_fn=collate_with(pack),
             )
             for label, (x, y) in enumerate(data)
@@ -164,7 +170,7 @@ def dictionary_stream_of(data):
                         for (a, b), y in zip(rows(halves(x), len(x)), y, strict=True)
                     ]
                 ],
-                data_attributes=[TaskLabels(ConstantSequence(label, len(x)))],
+                data_attributes=_attributes(label, y),
                 collate_fn=default_collate,
             )
             for label, (x, y) in enumerate(data)
@@ -172,8 +178,20 @@ def dictionary_stream_of(data):
     )
 
 
+def plain_stream_of(data):
+    """The same with tensors."""
+    return tensors_benchmark(train_tensors=data, test_tensors=data, task_labels=[*range(len(data))])
+
+
+def _attributes(label, y):
+    labels = TaskLabels(ConstantSequence(label, len(y)))
+    return [labels, DataAttribute(y.tolist(), "targets")] if y.dim() == 1 else [labels]
+
+
 def _stream(datasets):
-    return with_task_labels(benchmark_from_datasets(train=datasets, test=datasets))
+    benchmark = with_task_labels(benchmark_from_datasets(train=datasets, test=datasets))
+    has_classes = all(hasattr(dataset, "targets") for dataset in datasets)
+    return with_classes_timeline(benchmark) if has_classes else benchmark
 
 
 class DictionaryBatches:
