@@ -99,13 +99,13 @@ def check_optimizers(
 
 
 def check_likelihood(likelihood: object) -> None:
-    """Refuse what is no likelihood."""
+    """Refuse anything but a likelihood."""
     if likelihood is not None and not isinstance(likelihood, Likelihood):
         raise TypeError(f"likelihood must be a Likelihood, got {likelihood!r}")
 
 
 def check_in_memory(in_memory: object) -> None:
-    """Refuse options of the plugin in place of a switch."""
+    """Refuse anything but a switch."""
     if not isinstance(in_memory, bool):
         raise TypeError(
             f"in_memory must be True or False, got {in_memory!r}; an InMemoryPlugin with other "
@@ -133,7 +133,7 @@ def check_knowledge(regularizer: Regularizer, earlier: Sequence[int]) -> None:
 
 
 def warn_of_no_protection(regularizer: Regularizer, task_labels: Sequence[int]) -> None:
-    """Warn where all experiences have the same tasks, of a regulariser that is of no use then."""
+    """Warn that all experiences have the same tasks, where a regulariser is of no use then."""
     if not regularizer.is_log_prior:
         warnings.warn(
             f"nothing is protected: all experiences so far have the task labels {task_labels}; "
