@@ -6,9 +6,9 @@ from avalanche_hnet.strategies.hypernet_log import statistics
 
 
 def parameter(gradient):
-    found = torch.nn.Parameter(torch.zeros(len(gradient)))
-    found.grad = torch.tensor(gradient)
-    return found
+    made = torch.nn.Parameter(torch.zeros(len(gradient)))
+    made.grad = torch.tensor(gradient)
+    return made
 
 
 def test_losses_norms_and_cosine():

@@ -37,8 +37,8 @@ def test_movement_is_the_strategys():
 
 def test_tensors_of_the_hypernetwork_by_its_own_names():
     model = adapted(hyper_model(hypernet={"generate": "2.*"}), task_stream(2).train_stream)
-    own = model.of_hypernetwork(dict(model.named_parameters()))
+    tensors = model.of_hypernetwork(dict(model.named_parameters()))
     expected = dict(model.hypernetwork.named_parameters())
-    assert list(own) == list(expected)
-    assert all(own[name] is parameter for name, parameter in expected.items())
+    assert list(tensors) == list(expected)
+    assert all(tensors[name] is parameter for name, parameter in expected.items())
     assert model.of_hypernetwork({"target.0.weight": torch.ones(1)}) == {}
