@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from avalanche.training.templates import SupervisedTemplate
 from avalanche.training.utils import _at_task_boundary
 from torch import Tensor, nn
@@ -18,6 +17,7 @@ from avalanche_hnet.models.hyper_model import HyperModel
 from avalanche_hnet.plugins.in_memory import InMemoryPlugin
 from avalanche_hnet.strategies import requirements
 from avalanche_hnet.strategies.experience_fisher import ExperienceFisher
+from avalanche_hnet.strategies.from_scratch import start_from_scratch
 from avalanche_hnet.strategies.hypernet_log import (
     publish_movement,
     publish_statistics,
@@ -234,17 +234,10 @@ class HypernetTemplate(SupervisedTemplate):
         if not _at_task_boundary(self.experience, before=True):
             return
         if self.train_from_scratch:
-            self._start_from_scratch()
+            labels = labels_of(self.experience)
+            start_from_scratch(self.model, self._roles.theta, self._initial, labels)
         if self.regularizer is not None:
             self._begin_protection(self.regularizer)
-
-    def _start_from_scratch(self) -> None:
-        """Put what tasks share back to what it was at construction, and the experience's own."""
-        with torch.no_grad():
-            for name, parameter in self._roles.theta.items():
-                parameter.copy_(self._initial[name])
-        for label in labels_of(self.experience):
-            self.model.reset_task(label)
 
     def _begin_protection(self, regularizer: Regularizer) -> None:
         model, labels = self.model, labels_of(self.experience)

@@ -104,7 +104,7 @@ def check_optimizers(
 
 
 def check_likelihood(likelihood: object) -> None:
-    """Refuse what is no likelihood."""
+    """Refuse anything but a likelihood."""
     if likelihood is not None and not isinstance(likelihood, Likelihood):
         raise TypeError(f"likelihood must be a Likelihood, got {likelihood!r}")
 
@@ -129,7 +129,7 @@ def check_knowledge(regularizer: Regularizer, earlier: Sequence[int]) -> None:
 
 
 def warn_of_no_protection(regularizer: Regularizer, task_labels: Sequence[int]) -> None:
-    """Warn where all experiences have the same tasks, of a regulariser that is of no use then."""
+    """Warn that all experiences have the same tasks, where a regulariser is of no use then."""
     if not regularizer.is_log_prior:
         warnings.warn(
             f"nothing is protected: all experiences so far have the task labels {task_labels}; "
