@@ -4,7 +4,8 @@ from avalanche_hnet.core.common.likelihoods import Categorical, Gaussian, Likeli
 from avalanche_hnet.core.common.task_statistics import TaskStatistics
 from avalanche_hnet.core.fisher.diagonal import diagonal_fisher
 from avalanche_hnet.core.fisher.layer_rules import register_fisher_rule
-from avalanche_hnet.core.hypernetworks.network import ChunkedHyperNetwork, HyperNetwork
+from avalanche_hnet.core.hypernetworks.chunked import ChunkedHyperNetwork
+from avalanche_hnet.core.hypernetworks.network import HyperNetwork
 from avalanche_hnet.core.posterior.gaussian import GaussianPosterior
 from avalanche_hnet.core.posterior.predict import RegressionPrediction, predict
 from avalanche_hnet.core.regularizers import (

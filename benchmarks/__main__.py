@@ -6,7 +6,6 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -17,6 +16,7 @@ from tqdm import tqdm
 from benchmarks import fisher, hypernets, inference, memory, penalties, regularizers, streams
 from benchmarks.report import machine, table, write
 from benchmarks.rows import Row
+from experiments.common.run_folder import make_run_folder
 
 Section = Literal[
     "streams", "penalties", "hypernets", "fisher", "regularizers", "memory", "inference"
@@ -53,8 +53,7 @@ class Benchmark:
 
 def main(options: Benchmark) -> Path:
     """Measure and report; return the run's folder."""
-    folder = options.output / f"benchmarks-{datetime.now():%Y%m%d-%H%M%S}"
-    folder.mkdir(parents=True)
+    folder = make_run_folder(options.output, "benchmarks")
     console = Console()
     if not console.is_terminal:
         console = Console(width=240)  # of a log file, whose lines may be long

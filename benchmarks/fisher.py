@@ -27,27 +27,27 @@ Batches = list[tuple[Tensor, Tensor]]
 
 def rows(repeats: int) -> list[Row]:
     """An MLP and a LeNet against all others, a ResNet-18, and more and more samples and units."""
-    found = []
+    timed = []
     with threads(1):
         for name, make, shape in (
             ("MLP 784-400-400-10", lambda: mlp(784, 400, 400, 10), (1, 28, 28)),
             ("LeNet", lenet, (1, 28, 28)),
         ):
-            found += _against_others(name, make(), random_batches(128, 16, shape), repeats)
+            timed += _against_others(name, make(), random_batches(128, 16, shape), repeats)
         for n_batches in (2, 8, 32):
             batches = random_batches(128, n_batches, (784,))
             title = f"Fisher of MLP 784-400-400-10, {128 * n_batches} samples"
-            found += _against_a_pass(title, mlp(784, 400, 400, 10), batches, repeats)
+            timed += _against_a_pass(title, mlp(784, 400, 400, 10), batches, repeats)
         for width in (100, 400, 1600):
             batches = random_batches(128, 2, (784,))
             network = mlp(784, width, width, 10)
             title = f"Fisher of MLP 784-{width}-{width}-10"
-            found += _against_a_pass(title, network, batches, repeats)
+            timed += _against_a_pass(title, network, batches, repeats)
     with threads(2):
         batches = random_batches(32, 12, (3, 32, 32))
         title = "Fisher of ResNet-18, 32×32, 384 samples"
-        found += _against_a_pass(title, resnet().eval(), batches, min(3, repeats), Limit(2))
-    return found
+        timed += _against_a_pass(title, resnet().eval(), batches, min(3, repeats), Limit(2))
+    return timed
 
 
 def random_batches(batch_size: int, number: int, shape: tuple[int, ...]) -> Batches:
@@ -81,7 +81,7 @@ def _against_others(
         f"BackPACK's SumGradSquared, {network}": lambda: with_backpack(extended, loss, batches),
     }
     limits = {f"diagonal_fisher, {network}": Limit(1.5)}
-    found = in_turn("Fisher", fast, repeats=repeats, limits=limits)
+    timed = in_turn("Fisher", fast, repeats=repeats, limits=limits)
     slow: dict[str, Function] = {
         PASS: lambda: forward_and_backward(model, batches[:1]),
         f"vmap of PyTorch, {network}": lambda: with_vmap(model, first),
@@ -89,7 +89,7 @@ def _against_others(
     }
     if network.startswith("MLP"):
         slow["hypnettorch's compute_fisher, MLP 784-400-400-10"] = authors_fisher(first)
-    return found + in_turn("Fisher", slow, repeats=min(3, repeats))
+    return timed + in_turn("Fisher", slow, repeats=min(3, repeats))
 
 
 def forward_and_backward(model: nn.Module, batches: Batches) -> None:

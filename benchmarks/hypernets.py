@@ -26,7 +26,7 @@ AUTHORS_SECONDS = 88.0  # of the toy regression, measured once on a machine like
 
 def rows(repeats: int) -> list[Row]:
     """Split MNIST's and Permuted MNIST's main networks, more and more tasks, and the regression."""
-    found = []
+    timed = []
     of_permuted = PermutedMNISTOptions().hypernet
     assert of_permuted.chunk_size is not None
     for n_threads in (1, 2):
@@ -38,7 +38,7 @@ def rows(repeats: int) -> list[Row]:
                 ),
             }
             name = list(split)[-1]
-            found += in_turn(
+            timed += in_turn(
                 "hypernetwork",
                 split,
                 repeats=2 * repeats,
@@ -56,7 +56,7 @@ def rows(repeats: int) -> list[Row]:
             },
         }
         limits = dict.fromkeys(list(permuted)[1:], Limit(3))
-        found += in_turn(
+        timed += in_turn(
             "hypernetwork", permuted, repeats=repeats, limits=limits, per_call=N_ITERATIONS
         )
     with threads(1):
@@ -67,11 +67,11 @@ def rows(repeats: int) -> list[Row]:
             for n in (2, 10, 50, 100)
         }
         limits = {list(growing)[-1]: Limit(1.2)}
-        found += in_turn(
+        timed += in_turn(
             "number of tasks", growing, repeats=2 * repeats, limits=limits, per_call=N_ITERATIONS
         )
-        found.append(_regression())
-    return found
+        timed.append(_regression())
+    return timed
 
 
 def _plain(*widths: int) -> Loop:

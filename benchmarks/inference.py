@@ -6,6 +6,8 @@ first) and without (the first: generating included).
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import torch
 from torch import Tensor, nn
 
@@ -28,8 +30,7 @@ def make_model(target: nn.Module, n_tasks: int) -> HyperModel:
         init="hyperfan",
     )
     model = HyperModel(target, hypernetwork).eval()
-    for label in range(n_tasks):
-        model._add_task(label)
+    model.adaptation(SimpleNamespace(task_labels=range(n_tasks)))
     return model
 
 
@@ -51,7 +52,7 @@ def of_network(n_hidden: int, batch_size: int) -> dict[str, Function]:
         return [model(x, label) for label in range(N_TASKS)]
 
     def uncached() -> Tensor:
-        model._cache.clear()
+        model._generated.cache.clear()
         outputs: Tensor = inference(x)
         return outputs
 

@@ -60,7 +60,7 @@ def measure(form: str, n_tasks: int) -> None:
 
 def rows(repeats: int) -> list[Row]:
     """The whole process, with 2 and with 100 tasks, in both forms of the regulariser."""
-    found = []
+    measured = []
     for form in FORMS:
         peaks = []
         for n_tasks in TASKS:
@@ -70,8 +70,8 @@ def rows(repeats: int) -> list[Row]:
         few, many = (f"{form} form, 500,105 weights, {n} tasks" for n in TASKS)
         ratio = peaks[1] / peaks[0]
         limit = Limit(1.1) if form == "quadratic" else None
-        found.append(Row("memory", many, few, [ratio], peaks[1], "MB", limit=limit))
-    return found
+        measured.append(Row("memory", many, few, [ratio], peaks[1], "MB", limit=limit))
+    return measured
 
 
 if __name__ == "__main__":

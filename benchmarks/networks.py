@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 from torch import nn
 from torchvision.models import resnet18
+
+from experiments.common.layers import hidden_layers
 
 
 def mlp(*widths: int) -> nn.Sequential:
     """Linear layers of these widths, with ReLU between them."""
-    layers: list[nn.Module] = [nn.Flatten()]
-    for n_in, n_out in pairwise(widths):
-        layers += [nn.Linear(n_in, n_out), nn.ReLU()]
-    return nn.Sequential(*layers[:-1])
+    *hidden, n_last, n_outputs = widths
+    layers = hidden_layers((*hidden, n_last), nn.ReLU)
+    return nn.Sequential(nn.Flatten(), *layers, nn.Linear(n_last, n_outputs))
 
 
 def lenet() -> nn.Sequential:

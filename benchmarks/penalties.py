@@ -21,7 +21,7 @@ LIMIT = Limit(1.15)
 def rows(repeats: int) -> list[Row]:
     """An MLP and a ResNet-18, both learned by Adam, all data from memory."""
     with threads(1):
-        found = _rows(
+        timed = _rows(
             "MLP 784-400-400-10, batches of 128",
             lambda: mlp(784, 400, 400, 10),
             random_stream([128, 40 * 128], (784,), 10, labels=False),
@@ -29,14 +29,14 @@ def rows(repeats: int) -> list[Row]:
             3 * repeats,
         )
     with threads(2):
-        found += _rows(
+        timed += _rows(
             "ResNet-18, 32×32, batches of 32",
             resnet,
             random_stream([32, 2 * 32], (3, 32, 32), 10, labels=False),
             32,
             repeats,
         )
-    return found
+    return timed
 
 
 def _rows(
@@ -52,9 +52,9 @@ def _rows(
         "Avalanche's online EWC": [EWCPlugin(1e-3, mode="online", decay_factor=1.0)],
     }
     functions = {}
-    for name, own in plugins.items():
+    for name, of_method in plugins.items():
         torch.manual_seed(0)
-        strategy = naive(make_model(), InMemoryPlugin(), *own, batch_size=batch_size)
+        strategy = naive(make_model(), InMemoryPlugin(), *of_method, batch_size=batch_size)
         in_the_last_experience(strategy, benchmark)
         functions[f"{name}, {network}"] = strategy.training_epoch
     n_iterations = len(strategy.dataloader)

@@ -116,7 +116,7 @@ def with_fisher(network: HyperNetwork, n_tasks: int) -> FixedTarget:
 
 def rows(repeats: int) -> list[Row]:
     """Small networks against the authors' code, large ones against their own direct form."""
-    found = []
+    timed = []
     with threads(1):
         for n_tasks in (2, 10, 50):
             suffix = f", 141 weights, {n_tasks} tasks"
@@ -127,14 +127,14 @@ def rows(repeats: int) -> list[Row]:
                 f"fix-target{suffix}": ours,
                 f"hypnettorch's fix-target{suffix}": authors_fixed_target(n_tasks),
             }
-            found += in_turn("regularisers", functions, repeats=repeats)
+            timed += in_turn("regularisers", functions, repeats=repeats)
             functions = {
                 f"Jacobian{suffix}": after_a_step(
                     Jacobian(), hypernetwork(SMALL, n_tasks), n_tasks
                 ),
                 f"the authors' loop over outputs{suffix}": authors_jacobian(n_tasks),
             }
-            found += in_turn("regularisers", functions, repeats=1 if n_tasks == 50 else 2)
+            timed += in_turn("regularisers", functions, repeats=1 if n_tasks == 50 else 2)
         for name, kind in KINDS.items():
             functions = {
                 f"{name}, 475,202 weights, {n} tasks": after_a_step(
@@ -143,7 +143,7 @@ def rows(repeats: int) -> list[Row]:
                 for n in (2, 10, 100)
             }
             limits = {f"{name}, 475,202 weights, 100 tasks": Limit(1.2)}
-            found += in_turn("number of tasks", functions, repeats=2 * repeats, limits=limits)
+            timed += in_turn("number of tasks", functions, repeats=2 * repeats, limits=limits)
         name = "fix-target, 475,202 weights, 100 tasks"
         functions = {
             name: after_a_step(FixedTarget(), hypernetwork(LARGE, 100), 100),
@@ -151,7 +151,7 @@ def rows(repeats: int) -> list[Row]:
                 FixedTarget(form="direct"), hypernetwork(LARGE, 100), 100
             ),
         }
-        found += in_turn("regularisers", functions, repeats=2)
+        timed += in_turn("regularisers", functions, repeats=2)
         network = hypernetwork(LARGE, 10)
         functions = {
             "fix-target, 475,202 weights, 10 tasks": after_a_step(
@@ -159,5 +159,5 @@ def rows(repeats: int) -> list[Row]:
             ),
             "the same with Fisher weights": after_a_step(with_fisher(network, 10), network, 10),
         }
-        found += in_turn("regularisers", functions, repeats=repeats)
-    return found
+        timed += in_turn("regularisers", functions, repeats=repeats)
+    return timed

@@ -27,7 +27,7 @@ def machine() -> dict[str, str | int]:
     if cpuinfo.exists():
         names = [line for line in cpuinfo.read_text().splitlines() if "model name" in line]
         model = names[0].partition(":")[2].strip() if names else model
-    found: dict[str, str | int] = {
+    facts: dict[str, str | int] = {
         "date": f"{date.today():%Y-%m-%d}",
         "processor": f"{model}, {torch.backends.cpu.get_cpu_capability()}",
         "cores": os.cpu_count() or 1,
@@ -35,8 +35,8 @@ def machine() -> dict[str, str | int]:
         **{name: version(name) for name in ("torch", "avalanche-lib", "hypnettorch")},
     }
     if torch.cuda.is_available():
-        found["gpu"] = torch.cuda.get_device_name()
-    return found
+        facts["gpu"] = torch.cuda.get_device_name()
+    return facts
 
 
 def cells(row: Row) -> tuple[str, ...]:
@@ -57,17 +57,17 @@ def cells(row: Row) -> tuple[str, ...]:
 
 def table(rows: Sequence[Row]) -> Table:
     """For the terminal."""
-    found = Table(title="median, minimum and maximum over rounds")
+    shown = Table(title="median, minimum and maximum over rounds")
     for name in HEADER:
-        found.add_column(name, justify="left" if name in ("", "compared with") else "right")
+        shown.add_column(name, justify="left" if name in ("", "compared with") else "right")
     last = None
     for row in rows:
         if row.section != last:
-            found.add_section()
-            found.add_row(f"[bold]{row.section}")
+            shown.add_section()
+            shown.add_row(f"[bold]{row.section}")
         last = row.section
-        found.add_row(*cells(row))
-    return found
+        shown.add_row(*cells(row))
+    return shown
 
 
 def markdown(rows: Sequence[Row]) -> str:
@@ -84,8 +84,8 @@ def markdown(rows: Sequence[Row]) -> str:
 
 def write(rows: Sequence[Row], folder: Path) -> None:
     """``report.json``, ``table.md`` and ``ratios.png``."""
-    found = {"machine": machine(), "rows": [{**asdict(r), "ratio": r.ratio} for r in rows]}
-    (folder / "report.json").write_text(json.dumps(found, indent=1, ensure_ascii=False))
+    content = {"machine": machine(), "rows": [{**asdict(r), "ratio": r.ratio} for r in rows]}
+    (folder / "report.json").write_text(json.dumps(content, indent=1, ensure_ascii=False))
     (folder / "table.md").write_text(markdown(rows), encoding="utf-8")
     draw(rows, folder / "ratios.png")
 

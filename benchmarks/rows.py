@@ -82,13 +82,13 @@ def in_turn(
     loops = {name: repeated(function, 0.02) for name, function in functions.items()}
     seconds = run_in_turn({name: run for name, (run, _) in loops.items()}, repeats)
     units = dict.fromkeys(functions, per_call) if not isinstance(per_call, Mapping) else per_call
-    costs = {n: [s / loops[n][1] / units.get(n, 1) for s in found] for n, found in seconds.items()}
+    costs = {n: [s / loops[n][1] / units.get(n, 1) for s in times] for n, times in seconds.items()}
     return [
         Row(
             section,
             name,
             reference,
-            [own / other for own, other in zip(times, costs[reference], strict=True)],
+            [cost / other for cost, other in zip(times, costs[reference], strict=True)],
             1e3 * median(times),
             threads=torch.get_num_threads(),
             limit=(limits or {}).get(name),

@@ -35,18 +35,18 @@ def rows(repeats: int) -> list[Row]:
     start = time.perf_counter()
     x, y, _ = TensorStore(2**32).get(data, data.collate_fn, torch.device(DEVICE))
     reading = time.perf_counter() - start
-    found = []
+    timed = []
     with threads(1):
         for batch_size in (128, 32):
-            found += _rows(experience, x, y, batch_size, repeats)
+            timed += _rows(experience, x, y, batch_size, repeats)
         loop = Loop(mlp(784, 100, 10), x, y, 128)
         start = time.perf_counter()
         loop()
         epoch = time.perf_counter() - start
     name = "reading the 60,000 samples, once"
     reference = "an epoch of the plain loop, batches of 128"
-    found.append(Row("epoch", name, reference, [reading / epoch], 1e3 * reading))
-    return found
+    timed.append(Row("epoch", name, reference, [reading / epoch], 1e3 * reading))
+    return timed
 
 
 def _rows(

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -18,51 +17,43 @@ import torch.nn.functional as F
 import tyro
 from avalanche.benchmarks import CLExperience
 from avalanche.training.determinism.rng_manager import RNGManager
-from rich.console import Console
 from rich.table import Table
 from torch import nn
 
 from avalanche_hnet import GaussianPosterior, PriorEWCPlugin, predict
 from avalanche_hnet.core.posterior.predict import PredictionMethod
 from experiments import split_digits, split_mnist
-from experiments.compare import make_model
-from experiments.in_memory import in_memory, tensors_of
-from experiments.methods import make_strategy
-from experiments.mnist import require_mnist
-from experiments.options import Options
-from experiments.results import mean_and_spread
+from experiments.common.comparison.learning import make_strategy
+from experiments.common.comparison.networks import make_model
+from experiments.common.comparison.options import Options
+from experiments.common.in_memory import in_memory, tensors_of
+from experiments.common.mnist import require_mnist
+from experiments.common.run_folder import make_run_folder, print_report, say_finished
+from experiments.common.settings import Count, DatasetRoot, NotNegative, Positive, Settings, Widths
+from experiments.common.spread import mean_and_spread
 
 
 @dataclass(frozen=True, kw_only=True)
-class PosteriorPredictionOptions:
+class PosteriorPredictionOptions(Settings):
     """Settings of the predictions."""
 
     data: Literal["digits", "mnist"] = "digits"
     """Scikit-learn's digits, or MNIST."""
-    seeds: int = 3
+    seeds: Count = 3
     """Number of repetitions, with the seeds 0, 1, ... for weights, data order and classes."""
-    hidden: tuple[int, ...] = (100, 100)
+    hidden: Widths = (100, 100)
     """Widths of the hidden layers of the MLP."""
-    iterations: int = 500
+    iterations: Count = 500
     """Training iterations per pair of digits."""
-    prior_ewc_lambda: float = 100.0
+    prior_ewc_lambda: NotNegative = 100.0
     """Strength of PriorEWC."""
-    prior_variance: float = 1.0
+    prior_variance: Positive = 1.0
     """Variance of the prior of PriorEWC."""
-    n_samples: int = 30
+    n_samples: Count = 30
     """Networks that are drawn from the posterior."""
-    dataset_root: Path | None = None
-    """Folder that holds MNIST/raw, or where to download it. Default: Avalanche's."""
+    dataset_root: DatasetRoot = None
     output: Path = Path("runs")
     """Folder in which the run makes a folder of its own, for TensorBoard."""
-
-    def __post_init__(self) -> None:
-        """Refuse what no run could use."""
-        for name in ("seeds", "iterations", "n_samples"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if not self.prior_variance > 0:
-            raise ValueError(f"prior_variance must be positive, got {self.prior_variance}")
 
 
 @dataclass(frozen=True)
@@ -79,12 +70,13 @@ Qualities = dict[PredictionMethod, Quality]
 def main(options: PosteriorPredictionOptions) -> None:
     """Learn, predict and print the table."""
     torch.set_num_threads(1)
-    folder = options.output / f"posterior-prediction-{datetime.now():%Y%m%d-%H%M%S}"
-    folder.mkdir(parents=True)
-    results = [learn(options, seed, folder / f"seed{seed}") for seed in range(options.seeds)]
-    console = Console()
-    console.print(summary(results, options))
-    console.print(f"TensorBoard's events are in {folder.resolve()}", soft_wrap=True)
+    folder = make_run_folder(options.output, "posterior-prediction")
+    results = []
+    for seed in range(options.seeds):
+        results.append(learn(options, seed, folder / f"seed{seed}"))
+        qualities = (f"{method} {q.accuracy:.2f} %" for method, q in results[-1][1].items())
+        say_finished(f"seed {seed}: {', '.join(qualities)} on all tasks")
+    print_report(folder, summary(results, options), contents="TensorBoard's events are")
 
 
 def learn(
@@ -96,7 +88,6 @@ def learn(
         "methods": ("prior-ewc",),
         "hidden": options.hidden,
         "iterations": options.iterations,
-        "ewc_lambda": 0.0,
         "prior_ewc_lambda": options.prior_ewc_lambda,
         "prior_variance": options.prior_variance,
     }

@@ -39,7 +39,7 @@ def _in_memory(request, monkeypatch):
     def init(self, *args, **kwargs):
         original(self, *args, **kwargs)
         if not any(isinstance(plugin, InMemoryPlugin) for plugin in self.plugins):
-            self.plugins.insert(len(self.plugins) - 3, InMemoryPlugin())  # places of others stay
+            self.plugins.insert(len(self.plugins) - 3, InMemoryPlugin())  # others keep theirs
 
     monkeypatch.setattr(BaseSGDTemplate, "__init__", init)
 

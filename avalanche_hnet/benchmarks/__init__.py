@@ -1,4 +1,8 @@
-"""Benchmarks on data that needs no download."""
+"""Streams on data that need no download: digits, modes in the plane, one-dimensional functions.
+
+``with_target_components`` lets other regression benchmarks be learned by models that ask for
+classes.
+"""
 
 from avalanche_hnet.benchmarks.digits import PermutedDigits, SplitDigits
 from avalanche_hnet.benchmarks.gaussian_mixture import GaussianMixture2D

@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms import Normalize
 
+from avalanche_hnet.core.common.arguments import at_least, integer
+
 _normalize = Normalize((0.3053,), (0.3761,))  # mean and standard deviation of the training pixels
 
 
@@ -47,8 +49,9 @@ def SplitDigits(  # noqa: N802 - named like Avalanche's own benchmarks
         eval_transform: applied to test images; normalisation by default.
 
     Raises:
-        ValueError: if ``n_experiences`` does not divide 10.
+        TypeError, ValueError: if ``n_experiences`` is not an integer that divides 10.
     """
+    integer("1, 2, 5 or 10", n_experiences=n_experiences)
     if n_experiences < 1 or 10 % n_experiences:
         raise ValueError(f"n_experiences must be 1, 2, 5 or 10, got {n_experiences}")
     train, test = _digits()
@@ -88,10 +91,9 @@ def PermutedDigits(  # noqa: N802 - named like Avalanche's own benchmarks
         eval_transform: applied to test images; normalisation by default.
 
     Raises:
-        ValueError: if ``n_experiences`` is below 1.
+        TypeError, ValueError: if ``n_experiences`` is not an integer of at least 1.
     """
-    if n_experiences < 1:
-        raise ValueError(f"n_experiences must be at least 1, got {n_experiences}")
+    at_least(1, n_experiences=n_experiences)
     rng = np.random.RandomState(seed)
     train, test = _digits()
     permutations = [torch.from_numpy(rng.permutation(64)) for _ in range(n_experiences)]

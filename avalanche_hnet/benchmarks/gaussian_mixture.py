@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from math import inf, pi
-from numbers import Real
+from math import pi
 
 import numpy as np
 import torch
@@ -18,7 +17,7 @@ from avalanche.benchmarks.utils import (
 from numpy.typing import NDArray
 from torch.utils.data import TensorDataset
 
-from avalanche_hnet.core.common.arguments import at_least, not_negative
+from avalanche_hnet.core.common.arguments import at_least, not_negative, positive
 
 
 class GaussianMixture2D(CLScenario):
@@ -72,10 +71,7 @@ class GaussianMixture2D(CLScenario):
         at_least(1, n_tasks=n_tasks, modes_per_task=modes_per_task, n_train=n_train, n_test=n_test)
         at_least(0, seed=seed)
         not_negative(std=std)
-        if not isinstance(radius, Real):
-            raise TypeError(f"radius must be a positive number, got {radius!r}")
-        if not 0 < radius < inf:
-            raise ValueError(f"radius must be positive and finite, got {radius}")
+        positive(radius=radius)
         n_modes = n_tasks * modes_per_task
         angles = (np.arange(n_modes) + 0.5) * 2 * pi / n_modes
         circle = np.stack([np.sin(angles), np.cos(angles)], axis=1)

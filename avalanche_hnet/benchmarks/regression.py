@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch.utils.data import TensorDataset
 
 from avalanche_hnet.benchmarks.target_components import with_target_components
+from avalanche_hnet.core.common.arguments import at_least, not_negative
 
 Function = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 
@@ -74,7 +75,7 @@ class Regression1D(CLScenario):
         domains: their domains (low, high), by experience.
 
     Raises:
-        TypeError: if a function cannot be called.
+        TypeError: if a function cannot be called, or something else is given for a number.
         ValueError: if there is no function, or not one domain for each; if a domain is empty or
             not finite, or ``noise_std``, ``n_train`` or ``n_test`` is out of range; if a function
             returns another shape than (N, 1) or a value that is not finite.
@@ -99,11 +100,8 @@ class Regression1D(CLScenario):
         for index, function in enumerate(functions):
             if not callable(function):
                 raise TypeError(f"functions[{index}] must be callable, got {function!r}")
-        if not 0 <= noise_std < inf:
-            raise ValueError(f"noise_std must be at least 0 and finite, got {noise_std}")
-        for name, number in (("n_train", n_train), ("n_test", n_test)):
-            if number < 1:
-                raise ValueError(f"{name} must be at least 1, got {number}")
+        not_negative(noise_std=noise_std)
+        at_least(1, n_train=n_train, n_test=n_test)
         self.functions = tuple(functions)
         self.domains = tuple(_interval(index, domain) for index, domain in enumerate(domains))
         train, test = [], []

@@ -1,4 +1,4 @@
-"""What an experience says of its tasks and classes."""
+"""What an experience says about its tasks and classes."""
 
 from __future__ import annotations
 
@@ -12,17 +12,35 @@ def labels_of(experience: CLExperience) -> list[int]:
     Raises:
         ValueError: if it has none.
     """
-    if not hasattr(experience, "task_labels"):
+    labels = labels_or_none(experience)
+    if labels is None:
         raise ValueError(
-            "the experience has no task_labels, which a HyperModel needs; make the benchmark with "
-            "task labels, for example by avalanche.benchmarks.with_task_labels"
+            "the experience has no task_labels, which a HyperModel or a model with several heads "
+            "needs; make the benchmark with task labels, for example by "
+            "avalanche.benchmarks.with_task_labels"
         )
+    return labels
+
+
+def labels_or_none(experience: CLExperience) -> list[int] | None:
+    """The task labels of an experience; None if it has none."""
+    if not hasattr(experience, "task_labels"):
+        return None
     return [int(label) for label in experience.task_labels]
 
 
 def whole(experience: CLExperience) -> CLExperience:
-    """Of a piece of an experience in an online stream, the experience."""
+    """The experience that a piece of an online stream was cut from; any other as it is."""
     return getattr(experience, "origin_experience", experience)
+
+
+def classes_of(experience: CLExperience) -> list[int]:
+    """The class labels that an experience states, or else those of its samples.
+
+    In regression, where there may be no classes, the numbers of a target's components.
+    """
+    stated = getattr(experience, "classes_in_this_experience", None)
+    return [c for _, c in tasks_and_classes(experience)] if stated is None else [*stated]
 
 
 def tasks_and_classes(experience: CLExperience) -> set[tuple[int, int]]:
@@ -31,14 +49,14 @@ def tasks_and_classes(experience: CLExperience) -> set[tuple[int, int]]:
     In regression, where there are no classes, the number of a target's component takes the
     place of the class label.
     """
-    labels = experience.task_labels
+    labels = labels_of(experience)
     dataset = experience.dataset
     target = torch.as_tensor(dataset[0][1])
     if target.is_floating_point():
-        return {(int(t), d) for t in labels for d in range(target.numel())}
+        return {(t, d) for t in labels for d in range(target.numel())}
     if len(labels) == 1:
         classes = getattr(experience, "classes_in_this_experience", dataset.targets)
-        return {(int(labels[0]), int(c)) for c in classes}
+        return {(labels[0], int(c)) for c in classes}
     return {
         (int(t), int(c)) for t, c in zip(dataset.targets_task_labels, dataset.targets, strict=True)
     }

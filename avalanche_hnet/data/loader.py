@@ -37,7 +37,7 @@ class Sampling(NamedTuple):
 
 
 def sampling_of(loader: Any) -> Sampling | None:
-    """What a loader of PyTorch's or Avalanche's loads; None of others."""
+    """What a loader of PyTorch's or Avalanche's loads; None for any other."""
     if isinstance(loader, MultiDatasetDataLoader):
         if any(
             getattr(type(loader), name) is not getattr(MultiDatasetDataLoader, name)

@@ -11,6 +11,7 @@ from torchvision.transforms import Lambda
 
 from avalanche_hnet.core.common.evaluation import random_numbers_kept
 from avalanche_hnet.data.structure import WRAPPERS, Structure, from_torchvision
+from avalanche_hnet.data.unkeepable import UnkeepableError
 
 # Of torchvision's random transforms, those whose names do not begin with Random.
 _RANDOM = {
@@ -41,7 +42,7 @@ def require_deterministic(
     ``allowed`` vouches for all data sets that have an instance of it.
 
     Raises:
-        ValueError: unless what is random is an instance of one of the classes ``allowed``.
+        UnkeepableError: unless what is random is an instance of one of the classes ``allowed``.
     """
     remedy = (
         "in memory they would be frozen, the same in every epoch. Leave InMemoryPlugin out (of a "
@@ -54,10 +55,10 @@ def require_deterministic(
         if from_torchvision(transform) and _is_random(transform)
     ]
     if unwanted := sorted({type(t).__name__ for t in known if not isinstance(t, tuple(allowed))}):
-        raise ValueError(f"the data have random transforms, {', '.join(unwanted)}: {remedy}")
+        raise UnkeepableError(f"the data have random transforms, {', '.join(unwanted)}: {remedy}")
 
-    own = [t for t in structure.transforms if isinstance(t, Lambda) or not from_torchvision(t)]
-    unknown = [t for t in own if type(t) not in WRAPPERS] + structure.sources
+    of_users = [t for t in structure.transforms if isinstance(t, Lambda) or not from_torchvision(t)]
+    unknown = [t for t in of_users if type(t) not in WRAPPERS] + structure.sources
     if any(isinstance(t, tuple(allowed)) for t in [*known, *unknown]):
         return
     with random_numbers_kept() as taken:
@@ -67,7 +68,7 @@ def require_deterministic(
         ]
     if taken or not all(_same(a, b) for a, b in zip(*readings, strict=True)):
         names = ", ".join(sorted({_name(t) for t in unknown}))
-        raise ValueError(
+        raise UnkeepableError(
             f"the data are random: samples {'take random numbers' if taken else 'change'} when "
             f"they are read; {remedy}. One of these does it: {names}"
         )

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from avalanche_hnet.core.common.evaluation import random_numbers_kept
 from avalanche_hnet.data.randomness import require_deterministic
 from avalanche_hnet.data.structure import Structure
+from avalanche_hnet.data.unkeepable import UnkeepableError
 
 Columns = list[Tensor]
 Collate = Callable[[Any], Any]
@@ -62,8 +63,8 @@ class TensorStore:
             temporary: let :meth:`drop_temporary` drop it.
 
         Raises:
-            ValueError: if samples are random, are no sequences of tensors of one shape, or need
-                more memory than the limit.
+            UnkeepableError: if samples are random, are not sequences of tensors of one shape, or
+                need more memory than the limit.
         """
         structure = Structure(dataset, collate)
         key = (structure.key, str(device))
@@ -85,13 +86,13 @@ class TensorStore:
             The bytes that all samples need.
 
         Raises:
-            ValueError: see :meth:`get`.
+            UnkeepableError: see :meth:`get`.
         """
         structure = structure or Structure(dataset, collate)
         require_deterministic(dataset, collate, structure, self.deterministic)
         needed = _size_of_first(dataset, collate) * len(dataset)
         if needed > self.memory_limit:
-            raise ValueError(
+            raise UnkeepableError(
                 f"{len(dataset)} samples need {needed:,} bytes, but memory_limit is "
                 f"{self.memory_limit:,}; raise it, or leave InMemoryPlugin out "
                 "(of a HypernetTemplate: in_memory=False)"
@@ -99,11 +100,11 @@ class TensorStore:
         return needed
 
     def holds(self, dataset: Any, collate: Collate, device: torch.device) -> bool:
-        """Whether :meth:`get` need not read it."""
+        """Whether :meth:`get` has no need to read it."""
         return (Structure(dataset, collate).key, str(device)) in self._entries
 
     def drop_temporary(self, but: tuple[Any, Collate]) -> None:
-        """Drop what was got with ``temporary``, except for one data set."""
+        """Drop the data sets that were read as ``temporary``, except for one."""
         kept = Structure(*but).key
         for key, entry in list(self._entries.items()):
             if entry.temporary and key[0] != kept:  # type: ignore[index]
@@ -122,7 +123,7 @@ def _size_of_first(dataset: Any, collate: Collate) -> int:
     batch = collate([dataset[0]])
     if not isinstance(batch, (list, tuple)) or not all(isinstance(c, Tensor) for c in batch):
         kinds = [type(c).__name__ for c in batch] if isinstance(batch, (list, tuple)) else batch
-        raise ValueError(
+        raise UnkeepableError(
             "samples must be sequences of tensors or numbers to be kept in memory, but a batch of "
             f"them is {kinds if isinstance(kinds, list) else type(kinds).__name__}"
         )
@@ -148,7 +149,7 @@ def _read(dataset: Any, collate: Collate, device: torch.device, num_workers: int
                 ]
             for column, part in zip(columns, batch, strict=True):
                 if (column.shape[1:], column.dtype) != (part.shape[1:], part.dtype):
-                    raise ValueError(
+                    raise UnkeepableError(
                         "samples must all have the same shape and type to be kept in memory, got "
                         f"{tuple(column.shape[1:])}, {column.dtype} and {tuple(part.shape[1:])}, "
                         f"{part.dtype}"

@@ -58,8 +58,8 @@ class Structure:
             )
             group = group or (groups[-1].current_group if groups else None)
             inner = self._several(dataset._datasets, dataset._indices, group)
-            own = tuple(self._transform(g[group]) for g in groups if g[group] is not None)
-            return (inner, own) if own else inner
+            applied = tuple(self._transform(g[group]) for g in groups if g[group] is not None)
+            return (inner, applied) if applied else inner
         if isinstance(dataset, ConcatDataset):
             return self._several(dataset.datasets, None, None)
         if isinstance(dataset, Subset):
@@ -94,8 +94,10 @@ def _reads_like_its_base(dataset: Any) -> bool:
     for base in (AvalancheDataset, ConcatDataset, Subset):
         if isinstance(dataset, base):
             kind: Any = type(dataset)
-            own = (getattr(kind, name, None) for name in ("__getitem__", "__getitems__"))
-            return [*own] == [getattr(base, n, None) for n in ("__getitem__", "__getitems__")]
+            return all(
+                getattr(kind, name, None) == getattr(base, name, None)
+                for name in ("__getitem__", "__getitems__")
+            )
     return True
 
 
@@ -116,17 +118,17 @@ def _inner(owner: Any) -> Iterator[Any]:
         yield several
     else:
         for name in ("transform", "target_transform"):
-            found = getattr(owner, name, None)
-            if callable(found) and not ismethod(found):
-                yield found
+            transform = getattr(owner, name, None)
+            if callable(transform) and not ismethod(transform):
+                yield transform
 
 
 def _identity(function: Any) -> Hashable:
     """Equal for two of torchvision's transforms with the same arguments."""
     if from_torchvision(function):
-        own = {n: v for n, v in vars(function).items() if n not in _OF_MODULES}
+        arguments = {n: v for n, v in vars(function).items() if n not in _OF_MODULES}
         try:
-            return type(function), _frozen(own)
+            return type(function), _frozen(arguments)
         except TypeError:
             pass
     return id(function)

@@ -82,7 +82,7 @@ class MSE(Metric[float]):
         return self._mean.result()
 
     def reset(self) -> None:
-        """Forget all."""
+        """Forget everything."""
         self._mean.reset()
 
 

@@ -11,10 +11,12 @@ from avalanche.benchmarks import CLExperience
 from avalanche.models import IncrementalClassifier, MultiHeadClassifier
 from torch import Tensor, nn
 
+from avalanche_hnet.data.experiences import labels_of
+
 
 @runtime_checkable
 class HasActiveElements(Protocol):
-    """A module that says itself which of its elements take part in an experience."""
+    """A module that says which of its own elements take part in an experience."""
 
     def active_elements(self, experience: CLExperience) -> Mapping[str, Tensor]:
         """Boolean masks by parameter name, relative to this module, on any device.
@@ -27,11 +29,15 @@ class HasActiveElements(Protocol):
 def active_elements(model: nn.Module, experience: CLExperience) -> dict[str, Tensor]:
     """Boolean masks, by name and of the shape of each parameter that requires grad.
 
-    True are all elements but those that the loss of the experience cannot depend on: heads of
+    All elements are True but those that the loss of the experience cannot depend on: heads of
     other tasks in Avalanche's ``MultiHeadClassifier``, units of classes that it or
     ``IncrementalClassifier`` masks, and what modules with a method ``active_elements``
-    (:class:`HasActiveElements`) leave out. These may stand anywhere in the model; where one
-    contains another, both must agree that an element is active.
+    (:class:`HasActiveElements`) leave out. Such modules may stand anywhere in the model; where
+    one contains another, an element is active only if both say so.
+
+    Args:
+        model: any module.
+        experience: the one to be trained on.
 
     Raises:
         ValueError: if a module's masks do not fit its parameters.
@@ -42,12 +48,12 @@ def active_elements(model: nn.Module, experience: CLExperience) -> dict[str, Ten
         if parameter.requires_grad
     }
     for prefix, module in model.named_modules():
-        own = dict(module.named_parameters())
+        parameters = dict(module.named_parameters())
         says_it_itself = isinstance(module, HasActiveElements)
         masks = module.active_elements(experience) if says_it_itself else _masks(module, experience)
         for name, mask in masks.items():
             full_name = f"{prefix}.{name}" if prefix else name
-            _check_mask(full_name, mask, own.get(name))
+            _check_mask(full_name, mask, parameters.get(name))
             if full_name in active:
                 active[full_name] &= mask.to(active[full_name].device)
     return active
@@ -66,7 +72,7 @@ def _(module: IncrementalClassifier, experience: CLExperience) -> Mapping[str, T
 @_masks.register
 def _(module: MultiHeadClassifier, experience: CLExperience) -> Mapping[str, Tensor]:
     masks: dict[str, Tensor] = {}
-    tasks = set(experience.task_labels)
+    tasks = set(labels_of(experience))
     for label, head in module.classifiers.items():
         units = torch.zeros(len(head.classifier.bias), dtype=torch.bool)
         units = units.to(head.classifier.bias.device)

@@ -11,8 +11,9 @@ from avalanche.models import MultiTaskModule
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
+from avalanche_hnet.core.common.arguments import at_least
 from avalanche_hnet.core.common.masking import MASK_VALUE
-from avalanche_hnet.data.experiences import tasks_and_classes
+from avalanche_hnet.data.experiences import classes_of, labels_of, tasks_and_classes
 
 
 class BlockMultiHeadClassifier(MultiTaskModule):
@@ -20,9 +21,10 @@ class BlockMultiHeadClassifier(MultiTaskModule):
 
     A task's block has one unit for each of its classes, added when the task, or the class, is
     first trained on. The output (B, C) has a column for each class label up to the highest one
-    that any experience had; the columns that are not classes of a sample's task hold
+    of any experience so far; columns of classes that a sample's task does not have hold
     ``mask_value``. So class labels may start from zero in each task or be unique over tasks,
-    mini-batches may mix tasks, and a task that was never trained on gets ``mask_value`` alone.
+    mini-batches may mix tasks, and the outputs of a task that was never trained on are all
+    ``mask_value``.
 
     In regression the components of a target, counted from 0, take the place of the classes: the
     block has a unit for each, and the output (B, D) has the shape of targets (D,).
@@ -31,15 +33,15 @@ class BlockMultiHeadClassifier(MultiTaskModule):
     ``MultiHeadClassifier``. The difference is that all heads are rows of one weight matrix, as
     in von Oswald et al. 2020 (arXiv 1906.00695) and Henning et al. 2021 (arXiv 2103.01133).
 
-    Since the heads are one parameter, an optimizer with momentum or weight decay moves the rows
-    of tasks that are not trained, too; reset its state with each experience.
+    Since the heads are one parameter, an optimizer with momentum or weight decay also moves the
+    rows of tasks that are not being trained; reset its state at each experience.
 
     Args:
         in_features: number of input features.
         mask_value: the output for classes of other tasks.
 
     Raises:
-        ValueError: if ``in_features`` is below 1.
+        TypeError, ValueError: if ``in_features`` is not an integer of at least 1.
     """
 
     max_class_label: int
@@ -49,8 +51,7 @@ class BlockMultiHeadClassifier(MultiTaskModule):
 
     def __init__(self, in_features: int, mask_value: float = MASK_VALUE) -> None:
         super().__init__()
-        if in_features < 1:
-            raise ValueError(f"in_features must be at least 1, got {in_features}")
+        at_least(1, in_features=in_features)
         self.mask_value = mask_value
         self.classifier = _linear(torch.empty(0, in_features), torch.empty(0))
         self.register_buffer("unit_tasks", torch.zeros(0, dtype=torch.long))
@@ -58,14 +59,11 @@ class BlockMultiHeadClassifier(MultiTaskModule):
 
     def adaptation(self, experience: CLExperience) -> None:
         """Add the units of the experience's tasks and classes that are new, if training."""
-        # Not by super(), which asks for classes that experiences of a regression need not have.
-        classes = getattr(experience, "classes_in_this_experience", None)
-        if classes is None:
-            classes = [class_ for _, class_ in tasks_and_classes(experience)]
-        self.max_class_label = max(self.max_class_label, max(classes) + 1)
+        # Not by super(): it asks for classes, which experiences of a regression may not have.
+        self.max_class_label = max(self.max_class_label, max(classes_of(experience)) + 1)
         if not self.training:
             return
-        self.known_train_tasks_labels = self.known_train_tasks_labels | {*experience.task_labels}
+        self.known_train_tasks_labels = self.known_train_tasks_labels | {*labels_of(experience)}
         present = set(zip(self.unit_tasks.tolist(), self.unit_classes.tolist(), strict=True))
         new = sorted(tasks_and_classes(experience) - present)
         if new:
@@ -87,10 +85,10 @@ class BlockMultiHeadClassifier(MultiTaskModule):
             return self.forward_all_tasks(x)
         labels = torch.as_tensor(task_labels, device=x.device).expand(len(x))
         units = self.classifier(x)  # (B, U)
-        own = self.unit_tasks == labels[:, None]
+        is_of_task = self.unit_tasks == labels[:, None]  # (B, U)
         to_class = F.one_hot(self.unit_classes, self.max_class_label).to(units)  # (U, C)
-        logits = units.where(own, 0) @ to_class
-        return logits.where(own.to(units) @ to_class > 0, self.mask_value)
+        logits = units.where(is_of_task, 0) @ to_class
+        return logits.where(is_of_task.to(units) @ to_class > 0, self.mask_value)
 
     def forward_single_task(self, x: Tensor, task_label: int) -> Tensor:
         """Logits (B, C) of features ``x`` (B, in_features), all of one task."""
@@ -103,7 +101,7 @@ class BlockMultiHeadClassifier(MultiTaskModule):
 
     def active_elements(self, experience: CLExperience) -> dict[str, Tensor]:
         """The rows of the experience's tasks."""
-        tasks = torch.tensor(experience.task_labels).to(self.unit_tasks)
+        tasks = torch.tensor(labels_of(experience)).to(self.unit_tasks)
         rows = torch.isin(self.unit_tasks, tasks)
         return {"classifier.weight": rows[:, None], "classifier.bias": rows}
 

@@ -2,43 +2,32 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Mapping, Sequence
-from operator import attrgetter, index
-from typing import Any, Literal
+from collections.abc import Iterable, Mapping, Sequence
+from operator import index
+from typing import Any, TypeVar
 
 import torch
 from avalanche.benchmarks import CLExperience
-from avalanche.models import MultiTaskModule
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
 
 from avalanche_hnet.core.common.arguments import one_of
 from avalanche_hnet.core.common.evaluation import evaluating
 from avalanche_hnet.core.common.masking import MASK_VALUE
 from avalanche_hnet.core.hypernetworks.network import HyperNetwork
-from avalanche_hnet.core.hypernetworks.weight_cache import WeightCache
-from avalanche_hnet.core.regularizers.deviation import SHARED, UNUSED
 from avalanche_hnet.data.experiences import labels_of, tasks_and_classes
-from avalanche_hnet.models.main_network import (
-    aliases_of,
-    find_output_layer,
-    release_weights,
-    renew_weights,
-    require_fit,
-    strip,
-)
-from avalanche_hnet.models.output_units import OutputUnits
-from avalanche_hnet.models.select_units import SelectUnits, select_units
-from avalanche_hnet.strategies.weight_movement import WeightMovement
+from avalanche_hnet.models.generated_weights import GeneratedWeights
+from avalanche_hnet.models.main_network import require_fit
+from avalanche_hnet.models.multi_task_model import MultiTaskModel
+from avalanche_hnet.models.network_runner import NetworkRunner, Remaining
+from avalanche_hnet.models.output_heads import make_heads
 
-# Main networks run at once have together at most so many weights, or inputs (64 MiB of float32).
-_GROUP_BUDGET = 2**24
+T = TypeVar("T")
 
-Remaining = Literal["shared", "per_task", "frozen", "frozen_after_first"]
+# Where the hypernetwork and what belongs to single tasks are among the model's modules.
+_HYPERNETWORK, _NETWORKS = "hypernetwork.", "networks."
 
 
-class HyperModel(MultiTaskModule):
+class HyperModel(MultiTaskModel):
     """``target`` with the weights that ``hypernetwork`` generates for each sample's task.
 
     Works like any multi-task model of Avalanche: ``model(x, task_labels)``, and embeddings are
@@ -77,9 +66,6 @@ class HyperModel(MultiTaskModule):
             the experiences, or has no output layer of the given name.
     """
 
-    max_class_label: int
-    known_train_tasks_labels: set[int]
-
     def __init__(
         self,
         target: nn.Module,
@@ -93,86 +79,24 @@ class HyperModel(MultiTaskModule):
     ) -> None:
         one_of(Remaining, remaining=remaining)
         require_fit(target, hypernetwork)
-        if output_layer is not None and not multi_head:
-            raise ValueError(f"output_layer={output_layer!r} needs multi_head=True")
-        if reuse_units and not multi_head:
-            raise ValueError("reuse_units=True needs multi_head=True")
         super().__init__()
+        self.units = make_heads(
+            target,
+            hypernetwork.layout,
+            multi_head=multi_head,
+            reuse_units=reuse_units,
+            output_layer=output_layer,
+            mask_value=mask_value,
+        )
         self.remaining: Remaining = remaining
         self.multi_head = multi_head
         self.mask_value = mask_value
+        self.generated_heads = self.units.generated
+        self._generated = GeneratedWeights(hypernetwork)
+        self._runner = NetworkRunner(target, hypernetwork.layout, remaining)
         self.hypernetwork = hypernetwork
-        if multi_head:
-            layer = find_output_layer(target, output_layer)
-            n_units = len(attrgetter(f"{layer}.weight".lstrip("."))(target))
-            self.units = OutputUnits(layer, n_units, reuse=reuse_units)
-        self._aliases = aliases_of(target)
-        if reuse_units:
-            shared = self._head_parameters() - self.generated_heads
-            if shared:
-                raise ValueError(
-                    "reuse_units=True needs the output layer to be generated, but "
-                    f"{min(shared)!r} is not, and tasks would share it"
-                )
-        self.target = copy.deepcopy(target)
-        strip(self.target, hypernetwork.layout.shapes)
-        not_generated = dict(self.target.named_parameters())
-        trained_per_task = {n for n, p in not_generated.items() if p.requires_grad}
-        self._trained_per_task = trained_per_task if remaining == "per_task" else set()
-        self._shared = [n for n in not_generated if n not in self._trained_per_task]
-        if remaining in ("per_task", "frozen"):
-            self.target.requires_grad_(False)
-        self._recurrent = [
-            n for n, module in target.named_modules() if isinstance(module, nn.RNNBase)
-        ]
-        self._has_state = bool(self._trained_per_task) or any(True for _ in target.buffers())
-        self.networks = nn.ModuleDict()  # buffers and parameters of each task, by task number
-        self._tasks: dict[int, int] = {}  # task number by label
-        self._trained: set[int] = set()  # labels
-        self._has_trained = False
-        self.movement = WeightMovement()
-        self._cache = WeightCache()
-
-    @property
-    def task_labels(self) -> tuple[int, ...]:
-        """Labels of the tasks, in the order of their numbers in the hypernetwork."""
-        return tuple(self._tasks)
-
-    @property
-    def trained_task_labels(self) -> tuple[int, ...]:
-        """Labels of the tasks that have been, or are being, trained on."""
-        return tuple(label for label in self._tasks if label in self._trained)
-
-    def task_number(self, label: int) -> int:
-        """The number that the task with this label has in the hypernetwork.
-
-        Raises:
-            ValueError: if it is not known.
-        """
-        if label not in self._tasks:
-            raise ValueError(
-                f"task label {label} is unknown; the model was adapted to experiences with the "
-                f"labels {list(self._tasks)}"
-            )
-        return self._tasks[label]
-
-    def task_parameters(self, label: int) -> dict[str, nn.Parameter]:
-        """The parameters that belong to one task, by name."""
-        number = self.task_number(label)
-        own = {f"hypernetwork.{n}": p for n, p in self.hypernetwork.task_parameters(number).items()}
-        if str(number) in self.networks:
-            network = self.networks[str(number)]
-            own |= {f"networks.{number}.{n}": p for n, p in network.named_parameters()}
-        return own
-
-    def reset_task(self, label: int) -> None:
-        """Put all that belongs to one task back to its initial values, buffers included."""
-        number = self.task_number(label)
-        self.hypernetwork.reset_task(number)
-        if self._has_state:
-            initial = self.target.state_dict()
-            network = self.networks[str(number)]
-            network.load_state_dict({name: initial[name] for name in network.state_dict()})
+        self.target = self._runner.target
+        self.networks = self._runner.networks
 
     def adaptation(self, experience: CLExperience) -> None:
         """Take in the experience's tasks; in training, its classes, too.
@@ -188,13 +112,12 @@ class HyperModel(MultiTaskModule):
         classes = getattr(experience, "classes_in_this_experience", None)
         if classes:
             self.max_class_label = max(self.max_class_label, int(max(classes)) + 1)
-        if self.training and self.remaining == "frozen_after_first" and self._has_trained:
+        if self.training and self.remaining == "frozen_after_first" and self.tasks.has_trained:
             self.target.requires_grad_(False)
-        for label in labels:
-            self._add_task(label)
+        self._make_room(self.tasks.add(labels))
         if self.training:
-            self._trained.update(labels)
-            self.known_train_tasks_labels = self.known_train_tasks_labels | {*labels}
+            self.tasks.train(labels)
+            self.known_train_tasks_labels = {*self.trained_task_labels}
 
     def forward(
         self,
@@ -225,7 +148,9 @@ class HyperModel(MultiTaskModule):
             raise ValueError("x must have at least one sample, got none")
         if len(labels) == 1:
             (label,) = labels
-            return self._run(x, label, given[label] if label in given else self._one(label))
+            if label in given:
+                return self._run(x, label, given[label])
+            return self._run(x, label, self._generated.of_one(self.task_number(label)))
         given = {**given, **self.generate([t for t in labels if t not in given])}
         assert isinstance(task_labels, Tensor)
         chosen = [(task_labels == label).nonzero()[:, 0] for label in labels]
@@ -234,21 +159,6 @@ class HyperModel(MultiTaskModule):
             for rows, label in zip(chosen, labels, strict=True)
         ]
         return torch.cat(outputs)[torch.cat(chosen).argsort()]
-
-    def forward_single_task(self, x: Tensor, task_label: int) -> Tensor:
-        """Outputs (B, …) for ``x`` (B, …), all of one task."""
-        return self._run(x, task_label, self._one(task_label))
-
-    def generate(self, task_labels: Sequence[int]) -> dict[int, Tensor]:
-        """The generated weights (W,) of tasks, by task label."""
-        if not task_labels:
-            return {}
-        return dict(zip(task_labels, self._weights(task_labels), strict=True))
-
-    def forward_all_tasks(self, x: Tensor) -> dict[int, Tensor]:
-        """Outputs (B, …) for ``x`` by task label, for all tasks that were trained on."""
-        labels = self.trained_task_labels
-        return dict(zip(labels, self.forward_tasks(x, labels), strict=True))
 
     def forward_tasks(self, x: Tensor, task_labels: Sequence[int]) -> Tensor:
         """Outputs (T, B, …) for all of ``x`` (B, …) under each of T tasks.
@@ -263,17 +173,26 @@ class HyperModel(MultiTaskModule):
         if not task_labels:
             raise ValueError("task_labels must name at least one task, got none")
         numbers = [self.task_number(label) for label in task_labels]
-        size = max(1, _GROUP_BUDGET // max(self.hypernetwork.layout.n_weights, x.numel()))
+        size = self._runner.group_size(x)
         outputs = []
         for start in range(0, len(numbers), size):
-            labels = task_labels[start : start + size]
-            weights = self._weights(labels)
-            found = self._run_at_once(x, numbers[start : start + size], weights)
-            for label, weight, output in zip(labels, weights, found, strict=True):
-                outputs.append(
-                    self._run(x, label, weight) if output is None else self._own(output, label)
-                )
+            labels, group = task_labels[start : start + size], numbers[start : start + size]
+            weights = self._generated.of(group)
+            at_once = None if self.training else self._runner.run_at_once(x, group, weights)
+            if at_once is None:
+                pairs = zip(labels, weights, strict=True)
+                outputs += [self._run(x, label, of_one) for label, of_one in pairs]
+            else:
+                pairs, n_columns = zip(labels, at_once, strict=True), self.max_class_label
+                outputs += [self.units.select(output, t, n_columns) for t, output in pairs]
         return torch.stack(outputs)
+
+    def generate(self, task_labels: Sequence[int]) -> dict[int, Tensor]:
+        """The generated weights (W,) of tasks, by task label."""
+        if not task_labels:
+            return {}
+        weights = self._generated.of([self.task_number(label) for label in task_labels])
+        return dict(zip(task_labels, weights, strict=True))
 
     def main_network(self, task_label: int) -> nn.Module:
         """A copy of the main network with the weights of one task, which stands alone.
@@ -281,19 +200,23 @@ class HyperModel(MultiTaskModule):
         Its outputs are those of the model for this task, in the same mode.
         """
         number = self.task_number(task_label)
-        network = copy.deepcopy(self._network(number))
         with evaluating(self.hypernetwork.modules()), torch.no_grad():
-            generated = self.hypernetwork.layout.views(self.hypernetwork(number)[0])
-        own = {n: nn.Parameter(p.clone()) for n, p in generated.items()}
-        for name, parameter in self._shared_parameters().items():
-            own[name] = nn.Parameter(parameter.detach().clone(), parameter.requires_grad)
-        for alias, name in self._aliases.items():
-            if name in own:
-                prefix, _, last = alias.rpartition(".")
-                setattr(network.get_submodule(prefix), last, own[name])
-        if not self.multi_head:
-            return network
-        return nn.Sequential(network, SelectUnits(*self._columns_of(task_label)))
+            weights = self.hypernetwork(number)[0]
+        network = self._runner.standalone(number, weights)
+        return self.units.standalone(network, task_label, self.max_class_label)
+
+    def flatten_main_network(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """The generated among tensors by parameter name of :meth:`main_network`, as one (W,)."""
+        layout, prefix = self.hypernetwork.layout, self.units.network_prefix
+        return layout.flatten({name: tensors[f"{prefix}{name}"] for name in layout.shapes})
+
+    def of_hypernetwork(self, tensors: Mapping[str, T]) -> dict[str, T]:
+        """Those of the hypernetwork, by its own names, of tensors by the model's names."""
+        return {
+            name.removeprefix(_HYPERNETWORK): tensor
+            for name, tensor in tensors.items()
+            if name.startswith(_HYPERNETWORK)
+        }
 
     def weight_owners(self) -> Tensor | None:
         """For each generated weight (W,) the number of the task whose output unit it belongs to.
@@ -301,43 +224,29 @@ class HyperModel(MultiTaskModule):
         ``SHARED`` for weights of other layers, ``UNUSED`` for units that no task has taken. None
         without ``multi_head``, and with ``reuse_units``, where all units serve all tasks.
         """
-        if not self.multi_head or self.units.reuse:
-            return None
-        of_units = torch.full((self.units.number,), UNUSED)
-        for unit, (label, _) in enumerate(self.units.taken):
-            of_units[unit] = self._tasks[label]
-        owners, of_layer = {}, self.generated_heads
-        for name, shape in self.hypernetwork.layout.shapes.items():
-            owners[name] = torch.full(shape, SHARED)
-            if name in of_layer and shape[:1] == (self.units.number,):
-                owners[name] = of_units.view(-1, *[1] * (len(shape) - 1)).expand(shape)
-        return self.hypernetwork.layout.flatten(owners)
+        return self.units.weight_owners(self.hypernetwork.layout, self.task_number)
 
-    @property
-    def generated_heads(self) -> set[str]:
-        """Names of the generated parameters of the shared output layer; none if there is none."""
-        return self._head_parameters() & self.hypernetwork.layout.shapes.keys()
-
-    def active_elements(self, experience: CLExperience) -> dict[str, Tensor]:
-        """All elements but those of other tasks, for :class:`PriorEWCPlugin`."""
-        labels = labels_of(experience)
-        return {
-            name: torch.tensor(False)
-            for label in self._tasks
-            if label not in labels
-            for name in self.task_parameters(label)
+    def task_parameters(self, label: int) -> dict[str, nn.Parameter]:
+        """The parameters that belong to one task, by name."""
+        number = self.task_number(label)
+        of_hypernetwork = self.hypernetwork.task_parameters(number)
+        of_network = self._runner.task_parameters(number)
+        return {f"{_HYPERNETWORK}{n}": p for n, p in of_hypernetwork.items()} | {
+            f"{_NETWORKS}{n}": p for n, p in of_network.items()
         }
+
+    def reset_task(self, label: int) -> None:
+        """Put all that belongs to one task back to its initial values, buffers included."""
+        number = self.task_number(label)
+        self.hypernetwork.reset_task(number)
+        self._runner.reset_task(number)
 
     def get_extra_state(self) -> dict[str, Any]:
         """Task labels, and which task and class has which unit."""
         return {
-            "tasks": list(self._tasks),
-            "trained": sorted(self._trained),
-            "reuse_units": self.multi_head and self.units.reuse,
-            "units": [list(pair) for pair in self.units.taken] if self.multi_head else [],
+            **self.tasks.state_dict(),
+            **self.units.state_dict(),
             "max_class_label": self.max_class_label,
-            "has_trained": self._has_trained,
-            "movement": self.movement.state_dict(),
         }
 
     def set_extra_state(self, state: Mapping[str, Any]) -> None:
@@ -347,127 +256,20 @@ class HyperModel(MultiTaskModule):
             ValueError: if the model has other tasks, or the same in another order, or hands out
                 output units in another way.
         """
-        reuses = self.multi_head and self.units.reuse
-        if state.get("reuse_units", False) != reuses:
-            raise ValueError(
-                f"the state is that of a model with reuse_units={not reuses}, but this one has "
-                f"reuse_units={reuses}"
-            )
-        own = list(self._tasks)
-        if own != state["tasks"][: len(own)]:
-            raise ValueError(
-                f"the state has the tasks {state['tasks']} in this order, but the model {own}; "
-                "load it into a model without tasks"
-            )
-        for label in state["tasks"]:
-            self._add_task(label)
-        self._trained = set(state["trained"])
-        self.known_train_tasks_labels = set(state["trained"])
-        self._has_trained = state["has_trained"]
-        self.movement.load_state_dict(state["movement"])
-        if self.multi_head:
-            self.units.taken = [(label, class_) for label, class_ in state["units"]]
+        self.units.require_same_reuse(state)
+        self._make_room(self.tasks.load_state_dict(state))
+        self.known_train_tasks_labels = {*self.trained_task_labels}
+        self.units.load_state_dict(state)
         self.max_class_label = state["max_class_label"]
 
-    def _add_task(self, label: int) -> None:
-        if label in self._tasks:
-            return
-        number = len(self._tasks)
-        if number == self.hypernetwork.n_tasks:
-            self.hypernetwork.add_task()
-        if self._has_state:
-            network = copy.deepcopy(self.target)
-            strip(network, {n for n, _ in self.target.named_parameters()} - self._trained_per_task)
-            network.requires_grad_(True)
-            self.networks[str(number)] = network
-        self._tasks[label] = number
+    def _make_room(self, numbers: Iterable[int]) -> None:
+        """Give new tasks embeddings, and buffers and parameters of their own."""
+        for number in numbers:
+            if number == self.hypernetwork.n_tasks:
+                self.hypernetwork.add_task()
+            self._runner.add_task(number)
 
-    def _network(self, number: int) -> nn.Module:
-        return self.networks[str(number)] if self._has_state else self.target
-
-    def _shared_parameters(self) -> dict[str, nn.Parameter]:
-        """Parameters of the target that are not generated and that all tasks share."""
-        return {name: attrgetter(name)(self.target) for name in self._shared}
-
-    def _weights(self, labels: Sequence[int]) -> Tensor:
-        """Generated weights (T, W)."""
-        numbers = [self.task_number(label) for label in labels]
-        if self._may_be_kept:
-            return self._cache.get(self.hypernetwork, numbers)
-        weights: Tensor = self.hypernetwork(numbers)
-        return weights
-
-    def _one(self, label: int) -> Tensor:
-        """Generated weights of a task, of which the layout may ignore a rest."""
-        if self._may_be_kept:
-            return self._weights([label])[0]
-        return self.hypernetwork.uncut(self.task_number(label))
-
-    @property
-    def _may_be_kept(self) -> bool:
-        hypernetwork = self.hypernetwork
-        return not (
-            torch.is_grad_enabled()
-            or any(module.training for module in hypernetwork.modules())
-            or torch.is_autocast_enabled(hypernetwork.output.weight.device.type)
-        )
-
-    def _run(self, x: Tensor, label: int, flat: Tensor) -> Tensor:
-        network = self._network(self._tasks[label])
-        parameters = self._shared_parameters() | self.hypernetwork.layout.views(flat)
-        arguments = {
-            alias: parameters[name] for alias, name in self._aliases.items() if name in parameters
-        }
-        renew_weights(network, self._recurrent)
-        self._has_trained |= self.training and torch.is_grad_enabled()
-        outputs: Tensor = functional_call(network, arguments, (x,), tie_weights=False)
-        release_weights(network, self._recurrent)
-        return self._own(outputs, label)
-
-    def _run_at_once(self, x: Tensor, numbers: Sequence[int], flat: Tensor) -> Tensor | list[None]:
-        """Outputs of the main networks (T, B, …), or None for each where ``vmap`` fails."""
-        if len(numbers) == 1 or self._recurrent or self.training:
-            return [None] * len(numbers)
-        views = self.hypernetwork.layout.views(flat)
-        generated = {a: views[n] for a, n in self._aliases.items() if n in views}
-        shared = self._shared_parameters()
-        fixed = {a: shared[n] for a, n in self._aliases.items() if n in shared}
-        if self._has_state:
-            states = [_state(self.networks[str(number)]) for number in numbers]
-            generated |= {n: torch.stack([s[n] for s in states]) for n in states[0]}
-
-        def run(own: dict[str, Tensor]) -> Tensor:
-            return functional_call(self.target, fixed | own, (x,), tie_weights=False)
-
-        try:
-            return vmap(run)(generated)
-        except RuntimeError:  # what does not run one by one either says so there
-            return [None] * len(numbers)
-
-    def _own(self, outputs: Tensor, label: int) -> Tensor:
-        """The outputs that belong to the task, of outputs (B, …) of the main network."""
-        if not self.multi_head:
-            return outputs
-        if outputs.shape[1] != self.units.number:
-            raise ValueError(
-                f"the target has {outputs.shape[1]} outputs, but its layer {self.units.layer!r} "
-                f"has {self.units.number} units; name the output layer with output_layer"
-            )
-        return select_units(outputs, *self._columns_of(label))
-
-    def _columns_of(self, label: int) -> tuple[list[int], list[int], int, float]:
-        """Units and classes of a task, the number of columns, and what the others hold."""
-        return *self.units.of(label), self.max_class_label, self.mask_value
-
-    def _head_parameters(self) -> set[str]:
-        """Names of the parameters of the shared output layer; none if there is none."""
-        if not self.multi_head:
-            return set()
-        prefix = f"{self.units.layer}." if self.units.layer else ""
-        return {name for alias, name in self._aliases.items() if alias.startswith(prefix)}
-
-
-def _state(network: nn.Module) -> dict[str, Tensor]:
-    """All parameters and buffers, by each of their names."""
-    parameters = dict(network.named_parameters(remove_duplicate=False))
-    return parameters | dict(network.named_buffers(remove_duplicate=False))
+    def _run(self, x: Tensor, label: int, weights: Tensor) -> Tensor:
+        self.tasks.has_trained |= self.training and torch.is_grad_enabled()
+        outputs = self._runner.run(x, self.task_number(label), weights)
+        return self.units.select(outputs, label, self.max_class_label)

@@ -6,7 +6,7 @@ from collections.abc import Collection
 from typing import Any
 
 from avalanche.models import DynamicModule
-from torch import Tensor, nn
+from torch import nn
 
 from avalanche_hnet.core.hypernetworks.network import HyperNetwork
 
@@ -45,8 +45,12 @@ def strip(network: nn.Module, names: Collection[str]) -> None:
         for name, parameter in module._parameters.items():
             if id(parameter) in tensors:
                 module._parameters[name] = None
-    recurrent = [n for n, module in network.named_modules() if isinstance(module, nn.RNNBase)]
-    release_weights(network, recurrent)
+    release_weights(network, recurrent_layers(network))
+
+
+def recurrent_layers(network: nn.Module) -> list[str]:
+    """Names of the layers that keep references to their weights."""
+    return [n for n, module in network.named_modules() if isinstance(module, nn.RNNBase)]
 
 
 def renew_weights(network: nn.Module, recurrent: list[str]) -> None:
@@ -65,18 +69,3 @@ def release_weights(network: nn.Module, recurrent: list[str]) -> None:
     for name in recurrent:
         layer: Any = network.get_submodule(name)
         layer._flat_weights = [None] * len(layer._flat_weights_names)
-
-
-def find_output_layer(target: nn.Module, name: str | None) -> str:
-    """The name of the output layer, by default the last linear layer."""
-    linear = [n for n, module in target.named_modules() if isinstance(module, nn.Linear)]
-    if name is None and not linear:
-        raise ValueError("target has no linear layer; name its output layer with output_layer")
-    if name is None:
-        return linear[-1]
-    if not isinstance(getattr(dict(target.named_modules()).get(name), "weight", None), Tensor):
-        raise ValueError(
-            f"output_layer={name!r} is no layer with weights of the target; its linear layers are "
-            f"{', '.join(linear)}"
-        )
-    return name

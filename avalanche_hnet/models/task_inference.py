@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Mapping, Sequence
 from math import inf
 
 import torch
@@ -11,20 +10,20 @@ import torch.nn.functional as F
 from avalanche.models import MultiTaskModule
 from torch import Tensor, nn
 
-from avalanche_hnet.core.common.arguments import at_least, one_of
 from avalanche_hnet.core.common.evaluation import evaluating
-from avalanche_hnet.core.common.likelihoods import Categorical, Gaussian, Likelihood
+from avalanche_hnet.core.common.likelihoods import Gaussian, Likelihood
 from avalanche_hnet.core.common.masking import MASK_VALUE
 from avalanche_hnet.core.common.task_statistics import TaskStatistics
 from avalanche_hnet.core.posterior.gaussian import GaussianPosterior
-from avalanche_hnet.core.posterior.predict import PredictionMethod, Predictor, fitted
-from avalanche_hnet.core.posterior.task_criteria import (
-    InferenceCriterion,
-    disagreement,
-    doubt,
-    entropy,
-)
+from avalanche_hnet.core.posterior.predictor import PredictionMethod
+from avalanche_hnet.core.posterior.task_criteria import InferenceCriterion, doubt, entropy
 from avalanche_hnet.models.hyper_model import HyperModel
+from avalanche_hnet.models.inference_options import InferenceOptions
+from avalanche_hnet.models.predictions_by_task import (
+    class_probabilities,
+    disagreements,
+    regressions,
+)
 
 
 class TaskInference(nn.Module):
@@ -41,7 +40,7 @@ class TaskInference(nn.Module):
       standard deviation of their class probabilities, summed over classes (Henning et al. 2021,
       arXiv 2103.01133).
 
-    In regression, where these do not exist, the task with the least epistemic variance is chosen,
+    In regression, where these do not exist, it is the task with the least epistemic variance,
     whatever the criterion; that needs a posterior.
 
     With ``posterior``, predictions are those of :func:`predict`. The model runs in evaluation mode.
@@ -86,47 +85,24 @@ class TaskInference(nn.Module):
         generator: torch.Generator | None = None,
         statistics: TaskStatistics | None = None,
     ) -> None:
-        one_of(InferenceCriterion, criterion=criterion)
-        one_of(PredictionMethod, method=method)
-        at_least(1, n_samples=n_samples)
+        options = InferenceOptions(
+            criterion,
+            tasks=tasks,
+            posterior=posterior,
+            method=method,
+            n_samples=n_samples,
+            likelihood=likelihood,
+            classes=classes,
+            generator=generator,
+            statistics=statistics,
+        )
         if not isinstance(model, nn.Module):
             raise TypeError(f"model must be a torch.nn.Module, got {model!r}")
-        if posterior is not None and not isinstance(posterior, GaussianPosterior):
-            raise TypeError(f"posterior must be a GaussianPosterior, got {posterior!r}")
-        if statistics is not None and not isinstance(statistics, TaskStatistics):
-            raise TypeError(f"statistics must be a TaskStatistics, got {statistics!r}")
         if statistics is not None and isinstance(model, HyperModel):
             raise ValueError("statistics is not for a HyperModel, which keeps those of each task")
-        likelihood = Categorical() if likelihood is None else likelihood
-        if not isinstance(likelihood, (Categorical, Gaussian)):
-            raise TypeError(
-                f"likelihood must be Categorical() or Gaussian(noise_std), got {likelihood!r}"
-            )
-        draws = criterion == "agreement" or isinstance(likelihood, Gaussian)
-        if draws and (posterior is None or method == "map"):
-            what = "regression" if isinstance(likelihood, Gaussian) else "criterion='agreement'"
-            raise ValueError(
-                f"{what} needs a posterior and a way to predict with its uncertainty: pass "
-                "posterior=plugin.posterior of a PriorEWCPlugin, and method='linearized' or "
-                f"'sample', got posterior={posterior!r}, method={method!r}"
-            )
-        if draws and (criterion == "agreement" or method == "sample") and n_samples < 2:
-            raise ValueError(f"n_samples must be at least 2 to have a spread, got {n_samples}")
-        if tasks is not None and not isinstance(tasks, Iterable):
-            raise TypeError(f"tasks must be a sequence of task labels or None, got {tasks!r}")
-        if tasks is not None and (len(tasks) == 0 or len(set(tasks)) < len(tasks)):
-            raise ValueError(f"tasks must name at least one task, each once, got {list(tasks)}")
         super().__init__()
         self.model = model
-        self.criterion = criterion
-        self.tasks = None if tasks is None else tuple(int(task) for task in tasks)
-        self.posterior = posterior
-        self.method = method
-        self.n_samples = n_samples
-        self.likelihood = likelihood
-        self.classes = None if classes is None else {t: [*c] for t, c in classes.items()}
-        self.generator = generator
-        self.statistics = statistics
+        self.options = options
         self.inferred_tasks = torch.empty(0, dtype=torch.long)
 
     @property
@@ -137,7 +113,7 @@ class TaskInference(nn.Module):
             ValueError: if there are none.
         """
         trained = self._trained_tasks()
-        candidates = trained if self.tasks is None else self.tasks
+        candidates = trained if self.options.tasks is None else tuple(self.options.tasks)
         if not candidates:
             raise ValueError(
                 "the model has not been trained on any task yet; name the tasks with tasks=[...]"
@@ -156,11 +132,12 @@ class TaskInference(nn.Module):
     @property
     def is_ready(self) -> bool:
         """False as long as nothing has been trained on that there could be a choice among."""
-        if self.posterior is not None and not self.posterior.mean:
+        posterior, statistics = self.options.posterior, self.options.statistics
+        if posterior is not None and not posterior.mean:
             return False
-        if self.statistics is not None and not self.statistics.task_labels:
+        if statistics is not None and not statistics.task_labels:
             return False
-        known = self.tasks is not None or bool(self._trained_tasks())
+        known = self.options.tasks is not None or bool(self._trained_tasks())
         return known or not self._is_multi_task()
 
     def _multi_task_modules(self) -> list[MultiTaskModule]:
@@ -182,8 +159,8 @@ class TaskInference(nn.Module):
         tasks = self.candidates
         self._require_statistics(tasks)
         with evaluating(self.model.modules()):
-            if isinstance(self.likelihood, Gaussian):
-                predictions, scores = self._regressions(x, tasks, self.likelihood)
+            if isinstance(self.options.likelihood, Gaussian):
+                predictions, scores = self._regressions(x, tasks, self.options.likelihood)
             else:
                 predictions, scores = self._classifications(x, tasks)
         chosen = scores.nan_to_num(nan=inf).argmin(0)  # (B,), of scores (T, B)
@@ -192,97 +169,63 @@ class TaskInference(nn.Module):
 
     def _classifications(self, x: Tensor, tasks: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Log-probabilities (T, B, C) and scores (T, B), the lower the surer."""
-        by_task = self._probabilities(x, tasks)
+        by_task = class_probabilities(self.model, self.options, x, tasks)
         if by_task[0].dim() != 2 or by_task[0].shape[1] < 2:
             raise ValueError(
                 "model must give logits (B, C) of at least two classes, got outputs of shape "
                 f"{tuple(by_task[0].shape)}; for regression pass likelihood=Gaussian(noise_std)"
             )
-        if self.criterion == "entropy":
+        if self.options.criterion == "entropy":
             scores = [entropy(p) for p in by_task]
-        elif self.criterion == "confidence":
+        elif self.options.criterion == "confidence":
             scores = [doubt(p) for p in by_task]
         else:
-            scores = self._disagreements(x, tasks)
-        columns = [self._to_columns(task, p) for task, p in zip(tasks, by_task, strict=True)]
-        # Heads of earlier tasks may be narrower than labels of later ones need.
-        n_columns = max(c.shape[1] for c in columns)
-        if self.classes is None:
-            n_columns = max([n_columns, *(m.max_class_label for m in self._multi_task_modules())])
-        padded = torch.stack([F.pad(c, (0, n_columns - c.shape[1])) for c in columns])
-        logarithms = padded.log().clamp_min(MASK_VALUE)
+            scores = disagreements(self.model, self.options, x, tasks)
+        logarithms = self._columns(tasks, by_task).log().clamp_min(MASK_VALUE)
         return logarithms.to(x.dtype if x.is_floating_point() else None), torch.stack(scores)
-
-    def _probabilities(self, x: Tensor, tasks: Sequence[int]) -> list[Tensor]:
-        """Class probabilities (B, C) under each task, in float64."""
-        if self.posterior is None and isinstance(self.model, HyperModel):
-            return [*self.model.forward_tasks(x, tasks).double().softmax(2)]
-        probabilities = []
-        predictors = self._predictors(tasks)
-        for task in tasks:
-            with self._statistics_of(task):
-                if predictors:
-                    probabilities.append(predictors[task].class_probabilities(x))
-                else:
-                    probabilities.append(self.model(x, task).double().softmax(1))
-        return probabilities
-
-    def _disagreements(self, x: Tensor, tasks: Sequence[int]) -> list[Tensor]:
-        scores = []
-        for task, predictor in self._predictors(tasks).items():
-            with self._statistics_of(task):
-                scores.append(disagreement(d.double().softmax(1) for d in predictor.draws(x)))
-        return scores
 
     def _regressions(
         self, x: Tensor, tasks: Sequence[int], likelihood: Gaussian
     ) -> tuple[Tensor, Tensor]:
         """Means (T, B, …) and scores (T, B)."""
-        found = []
-        for task, predictor in self._predictors(tasks).items():
-            with self._statistics_of(task):
-                found.append(predictor.regression(x, likelihood))
-        scores = [p.epistemic_variance.flatten(1).sum(1) for p in found]
-        return torch.stack([p.mean for p in found]), torch.stack(scores)
+        predictions = regressions(self.model, self.options, x, tasks, likelihood)
+        scores = [p.epistemic_variance.flatten(1).sum(1) for p in predictions]
+        return torch.stack([p.mean for p in predictions]), torch.stack(scores)
+
+    def _columns(self, tasks: Sequence[int], by_task: Sequence[Tensor]) -> Tensor:
+        """Probabilities (T, B, C) by global class, from those of each task's outputs."""
+        classes = self.options.classes
+        if classes is not None:
+            columns = [
+                _to_columns(task, p, classes) for task, p in zip(tasks, by_task, strict=True)
+            ]
+            return torch.stack(columns)
+        # Heads of earlier tasks may be narrower than labels of later ones need.
+        widths = [p.shape[1] for p in by_task]
+        n_columns = max(widths + [m.max_class_label for m in self._multi_task_modules()])
+        return torch.stack([F.pad(p, (0, n_columns - p.shape[1])) for p in by_task])
 
     def _require_statistics(self, tasks: Sequence[int]) -> None:
-        if self.statistics is None:
+        statistics = self.options.statistics
+        if statistics is None:
             return
-        missing = [task for task in tasks if task not in self.statistics.task_labels]
+        missing = [task for task in tasks if task not in statistics.task_labels]
         if missing:
             raise ValueError(
                 f"statistics has none of task {missing[0]}, but of the tasks "
-                f"{list(self.statistics.task_labels)}; name tasks that were trained on with "
+                f"{list(statistics.task_labels)}; name tasks that were trained on with "
                 "tasks=[...]"
             )
 
-    def _statistics_of(self, task: int) -> AbstractContextManager[None]:
-        if self.statistics is None:
-            return nullcontext()
-        return self.statistics.using(self.model, task)
 
-    def _predictors(self, tasks: Sequence[int]) -> dict[int, Predictor]:
-        """One for each task; none without a posterior."""
-        if self.posterior is None:
-            return {}
-        posterior = fitted(self.posterior, self.model)
-        return {
-            task: Predictor(
-                self.model, posterior, self.method, task, self.n_samples, self.generator
-            )
-            for task in tasks
-        }
-
-    def _to_columns(self, task: int, probabilities: Tensor) -> Tensor:
-        """Probabilities by global class."""
-        if self.classes is None:
-            return probabilities
-        if task not in self.classes or len(self.classes[task]) != probabilities.shape[1]:
-            raise ValueError(
-                f"classes must give the global class of each of the {probabilities.shape[1]} "
-                f"outputs of task {task}, got {self.classes.get(task)}"
-            )
-        n_columns = 1 + max(max(c) for c in self.classes.values())
-        columns = probabilities.new_zeros(len(probabilities), n_columns)
-        columns[:, self.classes[task]] = probabilities
-        return columns
+def _to_columns(task: int, probabilities: Tensor, classes: Mapping[int, Sequence[int]]) -> Tensor:
+    """Probabilities by global class."""
+    if task not in classes or len(classes[task]) != probabilities.shape[1]:
+        raise ValueError(
+            f"classes must give the global class of each of the {probabilities.shape[1]} "
+            f"outputs of task {task}, got {classes.get(task)}"
+        )
+    n_columns = 1 + max(max(c) for c in classes.values())
+    columns = probabilities.new_zeros(len(probabilities), n_columns)
+    columns[:, classes[task]] = probabilities
+    return columns

@@ -7,12 +7,12 @@ from typing import NoReturn
 from avalanche.training.templates import SupervisedTemplate
 
 
-def refuse_loss(strategy: SupervisedTemplate, found: str, remedy: str) -> NoReturn:
+def refuse_loss(strategy: SupervisedTemplate, parts: str, remedy: str) -> NoReturn:
     """Stop a training whose loss is infinite or not a number.
 
     Args:
         strategy: in the iteration with this loss, before its step.
-        found: the parts of the loss, with their values.
+        parts: the parts of the loss, with their values.
         remedy: of what a smaller value may help.
 
     Raises:
@@ -20,7 +20,7 @@ def refuse_loss(strategy: SupervisedTemplate, found: str, remedy: str) -> NoRetu
     """
     raise ValueError(
         f"the loss is not finite at iteration {strategy.clock.train_exp_iterations} of experience "
-        f"{strategy.experience.current_experience}: {found}; the weights have not been updated "
+        f"{strategy.experience.current_experience}: {parts}; the weights have not been updated "
         f"with it{'' if strategy.loss.is_cpu else ', but maybe before'}. A smaller {remedy} may "
         "help"
     )

@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from typing import Any
 
-import torch
 from avalanche.training.plugins import SupervisedPlugin
 from avalanche.training.templates import SupervisedTemplate
-from torch import Tensor
-from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from avalanche_hnet.core.common.arguments import at_least
 from avalanche_hnet.data.loader import InMemoryLoader, sampling_of
@@ -24,8 +19,8 @@ class InMemoryPlugin(SupervisedPlugin):
 
     Avalanche's loaders fetch single samples, transform and collate them anew in each epoch. Here
     every data set is read once, its transforms applied, onto the strategy's device, and batches
-    are cut out of it. They are those that the strategy's own loader would make, whatever plugins
-    did to it (replay, task balance, …), also under the same random seed. A loader that is neither
+    are cut out of it. They are those that the strategy's own loader would make from the same
+    random seed, whatever plugins did to it (replay, task balance, …). A loader that is neither
     Avalanche's nor PyTorch's stays as it is, with a warning.
 
     The place among a strategy's plugins does not matter. The Fisher of :class:`PriorEWCPlugin` and
@@ -35,7 +30,7 @@ class InMemoryPlugin(SupervisedPlugin):
     would together exceed the limit; then those used longest ago are dropped. Data sets must not be
     changed in between.
 
-    ``num_workers`` of ``strategy.train`` and ``eval`` are for the reading only; ``pin_memory`` and
+    ``num_workers`` of ``strategy.train`` and ``eval`` only read the data; ``pin_memory`` and
     ``persistent_workers`` have no effect.
 
     Args:
@@ -61,6 +56,11 @@ class InMemoryPlugin(SupervisedPlugin):
                 f"[torchvision.transforms.GaussianBlur], got {deterministic!r}"
             )
         self._store = TensorStore(memory_limit, deterministic)
+
+    @property
+    def store(self) -> TensorStore:
+        """Where the data are kept."""
+        return self._store
 
     def before_train_dataset_adaptation(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
         """Refuse what cannot be kept, before anything is changed."""
@@ -123,41 +123,6 @@ class InMemoryPlugin(SupervisedPlugin):
         strategy.dataloader = InMemoryLoader(sampling, columns, len(loader))
 
 
-def batches_in_order(
-    strategy: SupervisedTemplate, dataset: Any, rows: Tensor | None = None, num_workers: int = 0
-) -> Iterator[list[Tensor]]:
-    """Batches of a data set of the strategy's experience, from memory if it has the plugin.
-
-    Args:
-        strategy: its batch sizes are used, the larger one.
-        dataset: of N samples.
-        rows: numbers of the samples wanted, in this order; all by default.
-        num_workers: processes for the reading.
-    """
-    size = max(strategy.train_mb_size, strategy.eval_mb_size)
-    collate = dataset.collate_fn
-    store = next((p._store for p in strategy.plugins if isinstance(p, InMemoryPlugin)), None)
-    device = strategy.device
-    columns = None
-    if store is not None and (rows is None or store.holds(dataset, collate, device)):
-        # What cannot be kept, as random transforms of evaluation, still can be read in one pass.
-        with suppress(ValueError):
-            columns = store.get(dataset, collate, device, num_workers=num_workers, temporary=True)
-    if columns is not None and rows is None:
-        yield from (list(b) for b in zip(*(c.split(size) for c in columns), strict=True))
-        return
-    if columns is not None and rows is not None:
-        for chosen in rows.to(device).split(size):
-            yield [column.index_select(0, chosen) for column in columns]
-        return
-    if rows is not None:
-        dataset = dataset.subset(rows.tolist())
-    loader = DataLoader(
-        dataset,
-        batch_size=size,
-        collate_fn=collate,
-        num_workers=num_workers,
-        generator=torch.Generator(),
-    )
-    for batch in tqdm(loader, desc="Reading", delay=3, disable=None, leave=False):
-        yield [column.to(device) for column in batch]
+def store_of(strategy: SupervisedTemplate) -> TensorStore | None:
+    """The store of a strategy's :class:`InMemoryPlugin`; None if it has no such plugin."""
+    return next((p.store for p in strategy.plugins if isinstance(p, InMemoryPlugin)), None)

@@ -3,29 +3,52 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from math import isfinite
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from avalanche.models.utils import is_multi_task_module
 from avalanche.training import JointTraining
 from avalanche.training.plugins import SupervisedPlugin
 from avalanche.training.templates import SupervisedTemplate
-from torch import Tensor, nn
+from torch import Tensor
 
-from avalanche_hnet.core.common.arguments import fraction
+from avalanche_hnet.core.common.arguments import (
+    at_least,
+    count_or_all,
+    fraction,
+    generator_or_none,
+    not_negative,
+    one_of,
+)
 from avalanche_hnet.core.common.evaluation import undisturbed
 from avalanche_hnet.core.common.likelihoods import Likelihood, resolve_likelihood
-from avalanche_hnet.core.common.quadratic import Quadratic
+from avalanche_hnet.core.fisher.batch_statistics import refuse_batch_statistics
 from avalanche_hnet.core.fisher.diagonal import FisherKind, diagonal_fisher
-from avalanche_hnet.core.fisher.squared_gradients import refuse_batch_statistics
 from avalanche_hnet.core.posterior.gaussian import GaussianPosterior, PriorMean
+from avalanche_hnet.data.in_order import batches_in_order
 from avalanche_hnet.models.active import active_elements
+from avalanche_hnet.plugins.experience_penalty import ExperiencePenalty
 from avalanche_hnet.plugins.finite_loss import refuse_loss
-from avalanche_hnet.plugins.in_memory import batches_in_order
-from avalanche_hnet.plugins.publish import Histogram, publish
+from avalanche_hnet.plugins.in_memory import store_of
+from avalanche_hnet.plugins.prior_ewc_log import (
+    publish_cost,
+    publish_distribution,
+    publish_losses,
+)
+
+
+@dataclass(frozen=True, eq=False)
+class _CurrentExperience:
+    """What belongs to the experience that is being trained; replaced as it changes."""
+
+    likelihood: Likelihood
+    penalty: ExperiencePenalty | None = None
+    """None: to be made in the next iteration, since the model may have changed."""
+    losses: Mapping[str, Tensor] = field(default_factory=dict)
+    """To be published at the end of this iteration."""
 
 
 class PriorEWCPlugin(SupervisedPlugin):
@@ -47,12 +70,11 @@ class PriorEWCPlugin(SupervisedPlugin):
     and with their evaluation transforms: replayed samples are in the posterior already.
     λ = γ = 1 is the Bayesian update.
 
-    Published to the evaluator under ``PriorEWC/``, each ``log_every`` iterations: ``NLL`` (the
+    Published to the evaluator under ``PriorEWC/``, every ``log_every`` iterations: ``NLL`` (the
     value of the criterion), ``Prior``, ``EWC`` and their sum ``Loss``, as they enter the loss,
-    without what other plugins add to it; after each experience
-    minimum, maximum and histogram of ``Fisher`` and ``LogPrecision`` (natural logarithm) over
-    the active elements (a histogram has at most 65,536 of them), and ``FisherSeconds`` and
-    ``FisherSamples``.
+    without what other plugins add to it. After each experience: minimum, maximum and histogram of
+    ``Fisher`` and ``LogPrecision`` (natural logarithm) over the active elements (a histogram has
+    at most 65,536 of them), and ``FisherSeconds`` and ``FisherSamples``.
 
     Args:
         ewc_lambda: λ ≥ 0, the weight of the penalty.
@@ -62,7 +84,7 @@ class PriorEWCPlugin(SupervisedPlugin):
         n_fisher: number of samples for the Fisher, drawn at random; all by default.
         likelihood: by default read off the criterion: categorical for ``CrossEntropyLoss``,
             Gaussian with standard deviation 1 for ``MSELoss``. Must be given for any other
-            criterion, which then is taken for its mean negative logarithm.
+            criterion, which is then taken for its mean negative logarithm.
         prior_mean: ``"zero"``, or ``"initial"``: the weights before their first experience.
         train_from_scratch: forget the posterior at every experience, so that each is trained
             with the prior alone. The weights are not reset.
@@ -75,9 +97,9 @@ class PriorEWCPlugin(SupervisedPlugin):
         posterior: the :class:`GaussianPosterior`; save and load it with its ``state_dict``.
 
     Raises:
-        ValueError: if an argument is out of its range. At the start of an experience: if the
-            criterion's likelihood is unknown, the experience is empty, or the posterior was
-            loaded from another architecture. While training: if the loss is not finite.
+        TypeError, ValueError: if an argument is out of its range. At the start of an experience:
+            if the criterion's likelihood is unknown, the experience is empty, or the posterior
+            was loaded from another architecture. While training: if the loss is not finite.
     """
 
     def __init__(
@@ -94,19 +116,14 @@ class PriorEWCPlugin(SupervisedPlugin):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        if not 0 <= ewc_lambda < float("inf"):
-            raise ValueError(f"ewc_lambda must be at least 0 and finite, got {ewc_lambda}")
+        not_negative(ewc_lambda=ewc_lambda)
         fraction(gamma=gamma)
-        if fisher not in get_args(FisherKind):
-            raise ValueError(f"fisher must be one of {get_args(FisherKind)}, got {fisher!r}")
-        if n_fisher is not None and (not isinstance(n_fisher, int) or n_fisher < 1):
-            raise ValueError(
-                f"n_fisher must be an integer of at least 1, or None for all, got {n_fisher}"
-            )
+        one_of(FisherKind, fisher=fisher)
+        count_or_all(n_fisher=n_fisher)
         if likelihood is not None and not isinstance(likelihood, Likelihood):
             raise TypeError(f"likelihood must be a Likelihood, got {likelihood!r}")
-        if log_every < 1:
-            raise ValueError(f"log_every must be at least 1, got {log_every}")
+        at_least(1, log_every=log_every)
+        generator_or_none(generator=generator)
         self.ewc_lambda = ewc_lambda
         self.gamma = gamma
         self.fisher: FisherKind = fisher
@@ -116,12 +133,7 @@ class PriorEWCPlugin(SupervisedPlugin):
         self.log_every = log_every
         self.generator = generator
         self.posterior = GaussianPosterior(prior_variance, prior_mean)
-        self._to_publish: dict[str, Tensor] = {}
-        self._dormant: set[str] = set()
-        self._parameters: dict[str, nn.Parameter] = {}
-        self._active: dict[str, Tensor] = {}
-        self._strengths: tuple[float, float] | None = None
-        self._prior_term = self._ewc_term = Quadratic({}, {})
+        self._experience: _CurrentExperience | None = None
 
     def before_train_dataset_adaptation(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
         """Refuse what cannot be trained, before anything is changed."""
@@ -135,57 +147,67 @@ class PriorEWCPlugin(SupervisedPlugin):
                 "PriorEWCPlugin has nothing to protect in JointTraining, which trains on all "
                 "experiences at once; use JointTraining without it"
             )
-        self._likelihood = resolve_likelihood(self.likelihood, strategy._criterion)
+        likelihood = resolve_likelihood(self.likelihood, strategy._criterion)
+        self._experience = _CurrentExperience(likelihood)
         with undisturbed(strategy.model):
             refuse_batch_statistics(strategy.model)
 
     def before_training_exp(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
         """Take in the model as it is now, with the heads of this experience."""
-        self._take_in(strategy)
+        # Only to refuse what does not fit: other plugins may still change the model.
+        self._penalty_of(strategy)
         if self.train_from_scratch:
             self.posterior.forget()
-        self._is_outdated = True  # other plugins may still change the model
 
     def after_eval(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
         """An evaluation in the middle of an experience may have grown the model."""
-        self._is_outdated = True
+        if self._experience is not None:
+            self._experience = replace(self._experience, penalty=None)
 
     def before_backward(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
         """Add the prior's and the earlier experiences' penalties to the loss."""
-        if self._is_outdated:
-            self._take_in(strategy)
-        scale = self._likelihood.criterion_scale(strategy._criterion, strategy.mb_output)
-        self._make_terms(scale / self._n_samples)
-        prior, ewc = self._prior_term(self._parameters), self._ewc_term(self._parameters)
+        experience = self._required_experience()
+        penalty = experience.penalty or self._penalty_of(strategy)
+        scale = experience.likelihood.criterion_scale(strategy._criterion, strategy.mb_output)
+        scale /= penalty.n_samples
+        penalty = penalty.with_strengths(scale, scale * self.ewc_lambda)
+        prior, ewc = penalty.values()
         total = strategy.loss + prior + ewc
         logs = strategy.clock.train_exp_iterations % self.log_every == 0
         # On a GPU the look at the loss would wait for it. It stays infinite or NaN, once it is.
         if (logs or total.is_cpu) and not isfinite(total.item()):
-            found = (
+            parts = (
                 f"{strategy.loss.item()} before the penalties, prior {prior.item()}, "
                 f"EWC {ewc.item()}"
             )
-            refuse_loss(strategy, found, "learning rate or ewc_lambda")
+            refuse_loss(strategy, parts, "learning rate or ewc_lambda")
         strategy.loss = total
+        losses = experience.losses
         if logs:
             with torch.no_grad():
                 nll = strategy._criterion(strategy.mb_output, strategy.mb_y)
-            self._to_publish = {"NLL": nll, "Prior": prior, "EWC": ewc, "Loss": nll + prior + ewc}
+            losses = {"NLL": nll, "Prior": prior, "EWC": ewc, "Loss": nll + prior + ewc}
+        if logs or penalty is not experience.penalty:
+            self._experience = replace(experience, penalty=penalty, losses=losses)
 
     def after_backward(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
-        """Penalise heads of other tasks from when the loss (of replayed samples) moves them."""
-        if any(self._parameters[name].grad is not None for name in self._dormant):
-            self._dormant = {n for n in self._dormant if self._parameters[n].grad is None}
-            self._strengths = None
+        """Penalise heads of other tasks once the loss (of replayed samples) moves them."""
+        experience = self._required_experience()
+        assert experience.penalty is not None  # made before the backward pass
+        penalty = experience.penalty.after_backward()
+        if penalty is not experience.penalty:
+            self._experience = replace(experience, penalty=penalty)
 
     def after_training_iteration(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
         """Publish the terms of the loss, every ``log_every`` iterations."""
-        for name, value in self._to_publish.items():
-            publish(strategy, self, f"PriorEWC/{name}", value.item())
-        self._to_publish = {}
+        experience = self._required_experience()
+        if experience.losses:
+            publish_losses(strategy, self, experience.losses)
+            self._experience = replace(experience, losses={})
 
     def after_training_exp(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
         """Compute the Fisher and update the posterior."""
+        experience = self._required_experience()
         parameters = dict(strategy.model.named_parameters())
         self.posterior.align(parameters)
         active = active_elements(strategy.model, strategy.experience)
@@ -196,42 +218,29 @@ class PriorEWCPlugin(SupervisedPlugin):
         fisher = diagonal_fisher(
             strategy.model,
             self._batches(strategy, dataset, rows, kwargs.get("num_workers", 0)),
-            likelihood=self._likelihood,
+            likelihood=experience.likelihood,
             kind=self.fisher,
             generator=self.generator,
         )
-        publish(strategy, self, "PriorEWC/FisherSeconds", time.perf_counter() - start)
-        n_used = len(dataset) if rows is None else len(rows)
-        publish(strategy, self, "PriorEWC/FisherSamples", float(n_used))
-        self._publish_distribution(strategy, "Fisher", _select(fisher, active))
+        seconds = time.perf_counter() - start
+        publish_cost(strategy, self, seconds, len(dataset) if rows is None else len(rows))
+        publish_distribution(strategy, self, "Fisher", _select(fisher, active))
         self.posterior.update(parameters, fisher, len(dataset), active, self.gamma)
         log_precision = _select(self.posterior.precision, active).log()
-        self._publish_distribution(strategy, "LogPrecision", log_precision)
-        self._parameters, self._active = {}, {}
-        self._prior_term = self._ewc_term = Quadratic({}, {})
+        publish_distribution(strategy, self, "LogPrecision", log_precision)
+        self._experience = replace(experience, penalty=None)  # and let go of the model
 
-    def _take_in(self, strategy: SupervisedTemplate) -> None:
-        self._parameters = dict(strategy.model.named_parameters())
-        self.posterior.align(self._parameters)
-        self._active = active_elements(strategy.model, strategy.experience)
-        # Heads of other tasks lie at their posterior mean. As long as nothing moves them they
-        # must not get gradients, not even zeros: an optimizer's momentum would move them.
-        self._dormant = {
-            name
-            for name, mask in self._active.items()
-            if not mask.any() and torch.equal(self._parameters[name], self.posterior.mean[name])
-        }
-        self._n_samples = len(strategy.experience.dataset)
-        self._strengths = None
-        self._is_outdated = False
+    def _required_experience(self) -> _CurrentExperience:
+        assert self._experience is not None  # an iteration belongs to an experience
+        return self._experience
 
-    def _make_terms(self, scale: float) -> None:
-        """Prior and EWC as they enter the loss, made anew when their strengths change."""
-        strengths = scale, scale * self.ewc_lambda
-        if strengths != self._strengths:
-            self._prior_term = self.posterior.prior_term(self._active, strengths[0])
-            self._ewc_term = self.posterior.ewc_term(strengths[1], skip=self._dormant)
-            self._strengths = strengths
+    def _penalty_of(self, strategy: SupervisedTemplate) -> ExperiencePenalty:
+        """Take in the model as it is now."""
+        parameters = dict(strategy.model.named_parameters())
+        self.posterior.align(parameters)
+        active = active_elements(strategy.model, strategy.experience)
+        n_samples = len(strategy.experience.dataset)
+        return ExperiencePenalty.of(self.posterior, parameters, active, n_samples)
 
     def _fisher_rows(self, n_samples: int) -> Tensor | None:
         """Numbers of the samples to take; None for all."""
@@ -245,25 +254,12 @@ class PriorEWCPlugin(SupervisedPlugin):
     def _batches(
         self, strategy: SupervisedTemplate, dataset: Any, rows: Tensor | None, num_workers: int
     ) -> Iterator[list[Tensor]]:
-        batches = batches_in_order(strategy, dataset, rows, num_workers)
+        size = max(strategy.train_mb_size, strategy.eval_mb_size)
+        store, device = store_of(strategy), strategy.device
+        batches = batches_in_order(dataset, store, device, size, rows=rows, num_workers=num_workers)
         multi_task = is_multi_task_module(strategy.model)
         for batch in batches:
             yield [batch[0], batch[1], batch[-1]] if multi_task else [batch[0], batch[1]]
-
-    def _publish_distribution(
-        self, strategy: SupervisedTemplate, name: str, values: Tensor
-    ) -> None:
-        finite = values[values.isfinite()]
-        if len(finite) == 0:
-            warnings.warn(
-                f"{name} of the {len(values)} active elements has no finite value, so its "
-                "distribution is not published",
-                stacklevel=2,
-            )
-            return
-        publish(strategy, self, f"PriorEWC/{name}Min", finite.min().item())
-        publish(strategy, self, f"PriorEWC/{name}Max", finite.max().item())
-        publish(strategy, self, f"PriorEWC/{name}", Histogram(finite))
 
 
 def _select(tensors: Mapping[str, Tensor], active: Mapping[str, Tensor]) -> Tensor:

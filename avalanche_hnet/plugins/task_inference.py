@@ -3,34 +3,31 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-import torch
 from avalanche.training.plugins import SupervisedPlugin
 from avalanche.training.templates import SupervisedTemplate
 from torch import nn
 
-from avalanche_hnet.core.common.likelihoods import Gaussian, Likelihood
-from avalanche_hnet.core.common.task_statistics import TaskStatistics
-from avalanche_hnet.core.posterior.gaussian import GaussianPosterior
-from avalanche_hnet.core.posterior.predict import PredictionMethod
-from avalanche_hnet.core.posterior.task_criteria import InferenceCriterion
+from avalanche_hnet.core.common.likelihoods import Gaussian
+from avalanche_hnet.data.experiences import labels_or_none
+from avalanche_hnet.models.inference_options import InferenceOptions, takes_arguments_of
 from avalanche_hnet.models.task_inference import TaskInference
 
 
 class TaskInferencePlugin(SupervisedPlugin):
     """While a strategy evaluates, its model infers the task of each sample.
 
-    Training goes on with the task labels of the benchmark; in evaluation none is looked at, but
-    to name metrics. All of Avalanche's metrics work as they are, and
+    Training goes on with the task labels of the benchmark; evaluation uses them only to name
+    metrics. All of Avalanche's metrics work as they are, and
     :func:`~avalanche_hnet.metrics.task_inference_metrics` tell how good the inference is.
     In the evaluation with which Avalanche begins a training (``eval_every``), there may be no task
     to choose yet; then the model is evaluated as it is.
 
-    In the middle of an experience, ``posterior`` does not know yet what is being learned. So an
-    evaluation there goes without it, unless the criterion is agreement or it is a regression, which
-    judge the posterior of the experiences before.
+    In the middle of an experience, ``posterior`` does not yet know what is being learned. So an
+    evaluation there does without it, unless the criterion is agreement or it is a regression:
+    these judge the posterior of the experiences before.
 
     The arguments are those of :class:`TaskInference` after the model. With ``MSELoss`` as the
     strategy's criterion, ``likelihood`` is Gaussian by default. The place among a strategy's
@@ -41,32 +38,10 @@ class TaskInferencePlugin(SupervisedPlugin):
         TypeError, ValueError: as :class:`TaskInference`.
     """
 
-    def __init__(
-        self,
-        criterion: InferenceCriterion = "entropy",
-        *,
-        tasks: Sequence[int] | None = None,
-        posterior: GaussianPosterior | None = None,
-        method: PredictionMethod = "linearized",
-        n_samples: int = 30,
-        likelihood: Likelihood | None = None,
-        classes: Mapping[int, Sequence[int]] | None = None,
-        generator: torch.Generator | None = None,
-        statistics: TaskStatistics | None = None,
-    ) -> None:
+    @takes_arguments_of(InferenceOptions)
+    def __init__(self, options: InferenceOptions) -> None:
         super().__init__()
-        self.options: dict[str, Any] = {
-            "criterion": criterion,
-            "tasks": tasks,
-            "posterior": posterior,
-            "method": method,
-            "n_samples": n_samples,
-            "likelihood": likelihood,
-            "classes": classes,
-            "generator": generator,
-            "statistics": statistics,
-        }
-        TaskInference(nn.Identity(), **self.options)  # refuses what is out of range
+        self.options = options
         self._begins_training = False
         self._is_training = False
         self._trained: dict[int | None, set[int]] = {}  # task labels by experience
@@ -81,13 +56,13 @@ class TaskInferencePlugin(SupervisedPlugin):
         """From here on there are tasks."""
         self._begins_training = False
         self._is_training = True
-        label = {*getattr(strategy.experience, "task_labels", ())}
+        labels = {*(labels_or_none(strategy.experience) or ())}
         number = getattr(strategy.experience, "current_experience", None)
-        self._trained.setdefault(number, label)
+        self._trained.setdefault(number, labels)
         if len(self._trained) == 2 and len(set().union(*self._trained.values())) == 1:
             warnings.warn(
                 "there is no task to infer: all experiences so far have the task labels "
-                f"{sorted(label)}; give each its own (return_task_id=True in Avalanche's "
+                f"{sorted(labels)}; give each its own (return_task_id=True in Avalanche's "
                 "benchmarks)",
                 stacklevel=2,
             )
@@ -100,14 +75,11 @@ class TaskInferencePlugin(SupervisedPlugin):
         """Put the inference in front of the model."""
         self.after_eval(strategy)
         options = self.options
-        if options["likelihood"] is None and isinstance(strategy._criterion, nn.MSELoss):
-            options = options | {"likelihood": Gaussian()}  # whose noise does not matter here
-        needs_posterior = options["criterion"] == "agreement" or isinstance(
-            options["likelihood"], Gaussian
-        )
-        if self._is_training and not needs_posterior:
-            options = options | {"posterior": None}
-        inference = TaskInference(strategy.model, **options)
+        if options.likelihood is None and isinstance(strategy._criterion, nn.MSELoss):
+            options = replace(options, likelihood=Gaussian())  # whose noise does not matter here
+        if self._is_training and not options.judges_posterior:
+            options = replace(options, posterior=None)
+        inference = TaskInference(strategy.model, **vars(options))
         if inference.is_ready or not self._begins_training:
             strategy.model = inference
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from avalanche_hnet.core.common.arguments import one_of
 from avalanche_hnet.core.common.task_statistics import TaskStatistics, require_statistics
-from avalanche_hnet.data.experiences import whole
+from avalanche_hnet.data.experiences import labels_or_none, whole
 from avalanche_hnet.models.hyper_model import HyperModel
 from avalanche_hnet.models.task_inference import TaskInference
 
@@ -24,10 +24,10 @@ class TaskStatisticsPlugin(SupervisedPlugin):
     """Each task trains, and is evaluated with, running statistics of its own.
 
     Regularisation such as :class:`PriorEWCPlugin` protects weights. The running statistics of
-    batch normalisation are none, and training on a task overwrites those of the tasks before,
-    unless there is a set for each of them (Henning et al. 2021, arXiv 2103.01133).
+    batch normalisation are not weights, and training on a task overwrites those of the tasks
+    before, unless each has a set of its own (Henning et al. 2021, arXiv 2103.01133).
 
-    Tasks that were never trained on are evaluated with the statistics of the latest that was.
+    Tasks that were never trained on are evaluated with the statistics of the latest one that was.
     After training, the model itself holds the latest. To call it with those of another task::
 
         with plugin.statistics.using(model, task_label):
@@ -59,7 +59,7 @@ class TaskStatisticsPlugin(SupervisedPlugin):
         super().__init__()
         self.by: StatisticsKey = by
         self.statistics = TaskStatistics()
-        self._is_training = False  # then what is in the model is newer than what is stored
+        self._is_training = False  # if so, the model's statistics are newer than those stored
         self._evaluated: ExitStack | None = None
 
     def before_training(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
@@ -147,20 +147,21 @@ class TaskStatisticsPlugin(SupervisedPlugin):
     def _keys(self, experience: CLExperience) -> list[int]:
         if self.by == "experience":
             return [int(whole(experience).current_experience)]
-        if not hasattr(experience, "task_labels"):
-            experience = whole(experience)
-        if not hasattr(experience, "task_labels"):
+        labels = labels_or_none(experience)
+        if labels is None:
+            labels = labels_or_none(whole(experience))
+        if labels is None:
             raise ValueError(
                 "the experience has no task_labels, which TaskStatisticsPlugin goes by; use "
                 "by='experience', or avalanche.benchmarks.with_task_labels"
             )
-        return sorted(int(label) for label in experience.task_labels)
+        return sorted(labels)
 
     def _check_inference(self, model: nn.Module) -> None:
         """Task inference that tried all tasks with the statistics of the true one would cheat."""
         if not isinstance(model, TaskInference):
             return
-        if model.statistics is not self.statistics:
+        if model.options.statistics is not self.statistics:
             raise ValueError(
                 "task inference needs the statistics of each task that it tries; pass "
                 "TaskInferencePlugin(statistics=plugin.statistics), plugin being the "

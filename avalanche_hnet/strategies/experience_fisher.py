@@ -10,8 +10,9 @@ from torch import Tensor
 from avalanche_hnet.core.common.likelihoods import Likelihood
 from avalanche_hnet.core.fisher.diagonal import diagonal_fisher
 from avalanche_hnet.data.experiences import whole
+from avalanche_hnet.data.in_order import batches_in_order
 from avalanche_hnet.models.hyper_model import HyperModel
-from avalanche_hnet.plugins.in_memory import batches_in_order
+from avalanche_hnet.plugins.in_memory import store_of
 
 
 class ExperienceFisher:
@@ -31,27 +32,28 @@ class ExperienceFisher:
 
     def of_shared_parameters(self, max_samples: int | None) -> dict[str, Tensor]:
         """Mean squared gradients of θ, by name, from at most ``max_samples`` samples."""
-        fisher = diagonal_fisher(
-            self._model, self._batches(), likelihood=self._likelihood, max_samples=max_samples
+        fisher = self._model.of_hypernetwork(
+            diagonal_fisher(
+                self._model, self._batches(), likelihood=self._likelihood, max_samples=max_samples
+            )
         )
         theta = self._model.hypernetwork.shared_parameters()
-        return {n: fisher[f"hypernetwork.{n}"] for n in theta if f"hypernetwork.{n}" in fisher}
+        return {name: fisher[name] for name in theta if name in fisher}
 
     def of_weights(self, task: int, max_samples: int | None) -> Tensor:
         """Mean squared gradients (W,) of the weights generated for a task of the experience."""
         label = self._model.task_labels[task]
-        own = ((x[t == label], y[t == label]) for x, y, t in self._batches())
+        of_task = ((x[t == label], y[t == label]) for x, y, t in self._batches())
         fisher = diagonal_fisher(
             self._model.main_network(label),
-            own,
+            of_task,
             likelihood=self._likelihood,
             max_samples=max_samples,
         )
-        # The main network of a model with several heads is followed by the choice of its units.
-        prefix = "0." if self._model.multi_head else ""
-        layout = self._model.hypernetwork.layout
-        return layout.flatten({name: fisher[f"{prefix}{name}"] for name in layout.shapes})
+        return self._model.flatten_main_network(fisher)
 
     def _batches(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        for batch in batches_in_order(self._strategy, self._dataset):
+        strategy = self._strategy
+        size = max(strategy.train_mb_size, strategy.eval_mb_size)
+        for batch in batches_in_order(self._dataset, store_of(strategy), strategy.device, size):
             yield batch[0], batch[1], batch[-1]

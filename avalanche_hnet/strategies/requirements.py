@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 import torch
+from avalanche.benchmarks import CLExperience
 from avalanche.training.templates import SupervisedTemplate
 from torch import nn
 from torch.optim import Optimizer
 
 from avalanche_hnet.core.common.arguments import at_least
-from avalanche_hnet.core.regularizers import Regularizer
+from avalanche_hnet.core.common.likelihoods import Likelihood
+from avalanche_hnet.core.regularizers import Penalty, Regularizer
 from avalanche_hnet.core.regularizers.lookahead import fresh_optimizer, optimizer_step
+from avalanche_hnet.data.experiences import labels_of
 from avalanche_hnet.models.hyper_model import HyperModel
+from avalanche_hnet.plugins.finite_loss import refuse_loss
 
 
 def check_arguments(
@@ -61,20 +66,25 @@ def check_arguments(
         )
 
 
-def check_plugins(plugins: Sequence[object]) -> None:
-    """Refuse regularisers among the plugins, where nothing would call them."""
+def check_plugins(plugins: Sequence[object], in_memory: object) -> None:
+    """Refuse regularisers among the plugins, and plugins in place of the switch ``in_memory``."""
     for plugin in plugins:
         if isinstance(plugin, Regularizer):
             raise TypeError(
                 f"plugins has a {type(plugin).__name__}, which is no plugin; pass it as "
                 "regularizer="
             )
+    if not isinstance(in_memory, bool):
+        raise TypeError(
+            f"in_memory must be True or False, got {in_memory!r}; an InMemoryPlugin with other "
+            "options belongs among the plugins"
+        )
 
 
 def check_optimizers(
     optimizer: Optimizer, embedding_optimizer: object, regularizer: Regularizer | None
 ) -> None:
-    """Refuse optimizers of which another, or a differentiable step, is needed and not to be had."""
+    """Refuse an optimizer that cannot be copied or differentiated through where that is needed."""
     if not isinstance(optimizer, Optimizer):
         raise TypeError(f"optimizer must be an Optimizer, got {optimizer!r}")
     if embedding_optimizer is not None and not callable(embedding_optimizer):
@@ -91,6 +101,53 @@ def check_optimizers(
         except ValueError:  # then the first step that looks ahead will tell
             return
         optimizer_step(trial, {matrix: torch.ones(2, 2, requires_grad=True)}, differentiable=True)
+
+
+def check_likelihood(likelihood: object) -> None:
+    """Refuse what is no likelihood."""
+    if likelihood is not None and not isinstance(likelihood, Likelihood):
+        raise TypeError(f"likelihood must be a Likelihood, got {likelihood!r}")
+
+
+def check_experience(experience: CLExperience) -> None:
+    """Refuse an experience without task labels or without samples."""
+    labels_of(experience)
+    if len(experience.dataset) == 0:
+        raise ValueError(
+            f"experience {experience.current_experience} is empty; HypernetTemplate needs "
+            "at least one sample"
+        )
+
+
+def check_knowledge(regularizer: Regularizer, earlier: Sequence[int]) -> None:
+    """Refuse a regulariser that knows nothing of the tasks, by label, that it is to protect."""
+    if earlier and regularizer.is_active and regularizer.knows_nothing:
+        raise ValueError(
+            f"{type(regularizer).__name__} knows nothing of the tasks {earlier}: they "
+            "were learned without it; load its state_dict with the model's"
+        )
+
+
+def warn_of_no_protection(regularizer: Regularizer, task_labels: Sequence[int]) -> None:
+    """Warn where all experiences have the same tasks, of a regulariser that is of no use then."""
+    if not regularizer.is_log_prior:
+        warnings.warn(
+            f"nothing is protected: all experiences so far have the task labels {task_labels}; "
+            "give each its own (return_task_id=True in Avalanche's benchmarks)",
+            stacklevel=4,
+        )
+
+
+def check_task_loss(strategy: SupervisedTemplate) -> None:
+    """Refuse a task's loss that is not finite."""
+    if not strategy.loss.isfinite().all():
+        refuse_loss(strategy, f"task's loss {strategy.loss.sum().item()}", "learning rate")
+
+
+def check_penalty(strategy: SupervisedTemplate, penalty: Penalty) -> None:
+    """Refuse a regulariser's value that is not finite."""
+    if not penalty.value.isfinite():
+        refuse_loss(strategy, f"regulariser {penalty.value.item()}", "beta of the regulariser")
 
 
 def check_targets(strategy: SupervisedTemplate) -> None:

@@ -29,7 +29,7 @@ from avalanche.evaluation.metrics import accuracy_metrics
 from avalanche.training.plugins import EvaluationPlugin
 from torch import nn
 
-from avalanche_hnet import FixedTarget, HyperModel, HyperNetwork, HypernetTemplate
+from avalanche_hnet import FixedTarget, HyperModel, HypernetTemplate, HyperNetwork
 from avalanche_hnet.benchmarks import SplitDigits
 
 torch.set_num_threads(1)  # networks this small are slower with more

@@ -29,8 +29,8 @@ from torch import nn
 from avalanche_hnet import (
     FixedTarget,
     HyperModel,
-    HyperNetwork,
     HypernetTemplate,
+    HyperNetwork,
     TaskInference,
     TaskInferencePlugin,
 )
@@ -232,9 +232,9 @@ figure.savefig("who-infers-the-task.png", dpi=100)
 # - Few samples, large networks and long training: sure of everything.
 # - Many tasks: each is one more that may be wrongly sure.
 #
-# Where the answer does not depend on the pair (the *domain-incremental* scenario: the digit's place
-# in its pair), a wrong task may still give the right answer, so accuracy is higher than the share of
-# tasks inferred.
+# Where the answer does not depend on the pair (the *domain-incremental* scenario: the digit's
+# place in its pair), a wrong task may still give the right answer, so accuracy is higher than the
+# share of tasks inferred.
 #
 # Tasks can be inferred of networks with heads as well: give the plugin
 # `posterior=ewc.posterior` of a `PriorEWCPlugin`. In regression the task with the least epistemic

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from avalanche_hnet.core.common.arguments import generator_or_none, number
+
 
 class Likelihood(ABC):
     """The distribution p(y | f(x)) of targets y given a model's outputs f(x).
@@ -55,6 +57,7 @@ class Categorical(Likelihood):
         return _per_sample(F.cross_entropy(outputs, targets, reduction="none"))
 
     def sample(self, outputs: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        generator_or_none(generator=generator)
         probabilities = outputs.movedim(1, -1).softmax(-1)
         device = outputs.device if generator is None else generator.device
         drawn = torch.multinomial(
@@ -90,10 +93,11 @@ class Gaussian(Likelihood):
     ``outputs`` and ``targets`` have one shape, (B, …); the NLL is ‖y − f(x)‖² / (2 noise_std²).
 
     Raises:
-        ValueError: if ``noise_std`` is not positive.
+        TypeError, ValueError: if ``noise_std`` is not a positive number.
     """
 
     def __init__(self, noise_std: float = 1.0) -> None:
+        number("a positive number", noise_std=noise_std)
         if not noise_std > 0:
             raise ValueError(f"noise_std must be positive, got {noise_std}")
         self.noise_std = float(noise_std)
@@ -110,6 +114,7 @@ class Gaussian(Likelihood):
         return _per_sample((targets - outputs).square()) / (2 * self.noise_std**2)
 
     def sample(self, outputs: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        generator_or_none(generator=generator)
         device = outputs.device if generator is None else generator.device
         noise = torch.randn(outputs.shape, generator=generator, device=device, dtype=outputs.dtype)
         return outputs + self.noise_std * noise.to(outputs.device)

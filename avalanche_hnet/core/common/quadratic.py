@@ -72,7 +72,7 @@ class _HalfSumOfSquares(torch.autograd.Function):
 
 def _dot_products(gradients: Tensors, deviations: Tensors) -> Tensor:
     """Σ w d² of each tensor; d is overwritten."""
-    if gradients[0].is_cpu:  # a pass less over the numbers
+    if gradients[0].is_cpu:  # one pass less over the numbers
         pairs = zip(gradients, deviations, strict=True)
         return torch.stack([g.flatten().dot(d.flatten()) for g, d in pairs])
     torch._foreach_mul_(deviations, gradients)  # as few kernels as possible

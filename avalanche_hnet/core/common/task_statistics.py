@@ -16,7 +16,7 @@ _BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 class TaskStatistics:
     """Each task's running statistics, so that training on others does not overwrite them.
 
-    Of all layers of a model that track them: ``BatchNorm1d`` to ``3d``, ``SyncBatchNorm``, and
+    They are those of all layers that track them: ``BatchNorm1d`` to ``3d``, ``SyncBatchNorm``, and
     ``InstanceNorm`` with ``track_running_stats=True``. A task starts from the statistics that the
     model had when its first task began, as in Henning et al. 2021 (arXiv 2103.01133).
 
@@ -61,7 +61,7 @@ class TaskStatistics:
 
     @contextmanager
     def using(self, model: nn.Module, task_label: int) -> Iterator[None]:
-        """A task's statistics, as last stored, in the model; what was there before after it.
+        """A task's statistics, as last stored, in the model; afterwards what was there before.
 
         For a task without statistics, those of the latest one, and the model's own if there is
         none.
@@ -87,7 +87,7 @@ class TaskStatistics:
         """
         return {
             "initial": dict(self._initial),
-            "tasks": {label: dict(own) for label, own in self._tasks.items()},
+            "tasks": {label: dict(tensors) for label, tensors in self._tasks.items()},
             "latest": self.latest,
         }
 
@@ -109,7 +109,8 @@ class TaskStatistics:
         self.latest = state["latest"]
         self._initial = {n: t.clone() for n, t in state["initial"].items()}
         self._tasks = {
-            label: {n: t.clone() for n, t in own.items()} for label, own in state["tasks"].items()
+            label: {n: t.clone() for n, t in tensors.items()}
+            for label, tensors in state["tasks"].items()
         }
 
     @torch.no_grad()

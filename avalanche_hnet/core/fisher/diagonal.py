@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from inspect import Parameter, signature
 from typing import Literal, get_args
 
 import torch
@@ -11,7 +10,9 @@ from torch import Tensor, nn
 
 from avalanche_hnet.core.common.evaluation import undisturbed
 from avalanche_hnet.core.common.likelihoods import Categorical, Gaussian, Likelihood
-from avalanche_hnet.core.fisher.squared_gradients import N_TRIAL, SquaredGradients
+from avalanche_hnet.core.common.task_labels import takes_task_labels
+from avalanche_hnet.core.fisher.squared_gradients import SquaredGradients
+from avalanche_hnet.core.fisher.trial import N_TRIAL
 
 FisherKind = Literal["empirical", "sampled", "exact"]
 
@@ -79,17 +80,17 @@ def diagonal_fisher(
         for n, p in parameters.items()
     }
     n_samples = 0
-    methods: dict[tuple[int | None, int, torch.Size], SquaredGradients] = {}
+    gradients: dict[tuple[int | None, int, torch.Size], SquaredGradients] = {}
     with undisturbed(model), torch.enable_grad():
         if max_samples is not None:
             batches = _random_subset(batches, max_samples, generator)
         for batch in batches:
             for x, y, labels in _single_task_batches(model, batch, device):
                 label = None if labels is None else int(labels[0])
-                trial = (label, min(len(x), N_TRIAL), x.shape[1:])
-                if trial not in methods:
-                    methods[trial] = SquaredGradients(model, parameters, x, labels)
-                outputs, squares = methods[trial].forward(x)
+                inputs = (label, min(len(x), N_TRIAL), x.shape[1:])
+                if inputs not in gradients:
+                    gradients[inputs] = SquaredGradients(model, parameters, x, labels)
+                outputs, squares = gradients[inputs].forward(x)
                 for factor in _fisher_factors(outputs, y, likelihood, kind, generator):
                     for name, square in squares(factor).items():
                         fisher[name] += square
@@ -136,27 +137,6 @@ def _single_task_batches(
     for label in labels.unique():
         chosen = labels == label
         yield x[chosen], y[chosen], labels[chosen]
-
-
-def takes_task_labels(model: nn.Module) -> bool:
-    """Whether it is one of Avalanche's or its ``forward`` says so.
-
-    That is a second parameter that is called ``task_labels`` or has no default.
-    """
-    if hasattr(model, "forward_single_task"):
-        return True
-    second = _positional(model)[1:2]
-    return any(p.name == "task_labels" or p.default is Parameter.empty for p in second)
-
-
-def may_take_task_labels(model: nn.Module) -> bool:
-    """Whether its ``forward`` has a second parameter, of any name."""
-    return hasattr(model, "forward_single_task") or len(_positional(model)) > 1
-
-
-def _positional(model: nn.Module) -> list[Parameter]:
-    kinds = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
-    return [p for p in signature(model.forward).parameters.values() if p.kind in kinds]
 
 
 def _random_subset(

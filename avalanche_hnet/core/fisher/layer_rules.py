@@ -57,6 +57,17 @@ def fisher_rule(layer: nn.Module) -> FisherRule | None:
     return None
 
 
+def layers_with_rules(model: nn.Module) -> dict[str, FisherRule]:
+    """The rules of the layers that have parameters to differentiate by, by the layers' names."""
+    return {
+        name: rule
+        for name, module in model.named_modules()
+        if any(p.requires_grad for p in module.parameters(recurse=False))
+        and getattr(module, "weight", True) is not None  # put in from outside, as in HyperModel
+        and (rule := fisher_rule(module)) is not None
+    }
+
+
 @register_fisher_rule(nn.Linear)
 def linear(layer: nn.Module, inputs: Tensor, grads: Tensor) -> dict[str, Tensor]:
     """Gradient g aᵀ of a sample; without a sequence its square is (g²)(a²)ᵀ."""

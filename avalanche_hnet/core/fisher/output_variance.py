@@ -45,7 +45,7 @@ def output_variance(
         method = SquaredGradients(model, parameters, x, task_label)
         # Layers other than plain linear ones form the gradients of samples, and keep them.
         n_weights = sum(p.numel() for p in parameters.values())
-        step = len(x) if method.is_plain else max(1, _BUDGET // max(1, n_weights))
+        step = len(x) if method.choice.is_plain else max(1, _BUDGET // max(1, n_weights))
         parts = [_of_rows(method, rows, variances, is_needed) for rows in x.split(step)]
     outputs, variance = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
     return outputs, variance

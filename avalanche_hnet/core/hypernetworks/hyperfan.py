@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
-from math import nan, prod
+from math import ceil, nan, prod
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from avalanche_hnet.core.hypernetworks.output_layer import OutputLayer
 from avalanche_hnet.core.hypernetworks.pairs import Concatenate
 from avalanche_hnet.core.hypernetworks.weight_layout import WeightLayout
 
@@ -44,7 +46,7 @@ def wanted_statistics(
     means, variances = [], []
     for full_name, shape in layout.shapes.items():
         module, name = owners[full_name]
-        own = parameters[full_name].detach()
+        values = parameters[full_name].detach()
         if isinstance(module, _NORMALISATION):
             mean, variance = float(name == "weight"), 0.0 if by_weight else nan
         elif isinstance(module, _WEIGHTED) and name == "weight":
@@ -53,9 +55,9 @@ def wanted_statistics(
         elif isinstance(module, _WEIGHTED) and name == "bias":
             mean, variance = 0.0, 1.0 if by_weight else nan
         else:
-            mean, variance = own.mean().item(), own.var(unbiased=False).item()
-        means.append(torch.full((shape.numel(),), mean).to(own))
-        variances.append(torch.full((shape.numel(),), variance).to(own))
+            mean, variance = values.mean().item(), values.var(unbiased=False).item()
+        means.append(torch.full((shape.numel(),), mean).to(values))
+        variances.append(torch.full((shape.numel(),), variance).to(values))
     return torch.cat(means), torch.cat(variances)
 
 
@@ -68,8 +70,39 @@ def _fan_in(layer: nn.Module) -> float:
     return layer.weight[0].numel()
 
 
-@torch.no_grad()
 def initialise(
+    target: nn.Module,
+    layout: WeightLayout,
+    trunk: nn.Sequential,
+    output: OutputLayer,
+    input_variance: float,
+) -> Tensor | None:
+    """Set a hypernetwork to generate weights of the scale that the main network wants.
+
+    Args:
+        target: the main network.
+        layout: of its weights.
+        trunk: hidden layers of the hypernetwork.
+        output: its output layer, with a unit for each weight of a chunk.
+        input_variance: of the trunk's inputs.
+
+    Returns:
+        Means (W,), to be added to what is generated, if they are not all zero.
+    """
+    if not input_variance:
+        raise ValueError("init='hyperfan' needs an embedding_std that is positive, got 0")
+    n_chunks = ceil(layout.n_weights / output.out_features)
+    mean, variance = wanted_statistics(target, layout, by_weight=n_chunks == 1)
+    padding = n_chunks * output.out_features - len(variance)
+    # A unit of the output layer generates one weight in each chunk: it suits most of them.
+    by_chunk = F.pad(variance, (0, padding), value=nan).view(n_chunks, -1)
+    suitable = by_chunk.nanmedian(0).values.nan_to_num()
+    set_layers(trunk, output.weight, output.bias, input_variance, suitable)
+    return mean if mean.any() else None
+
+
+@torch.no_grad()
+def set_layers(
     trunk: nn.Sequential, weight: Tensor, bias: Tensor, input_variance: float, variance: Tensor
 ) -> None:
     """Set hidden layers and output layer so that what is generated has ``variance``.

@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Container, Mapping
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from avalanche_hnet.core.common.arguments import fraction
+from avalanche_hnet.core.common.arguments import (
+    at_least,
+    fraction,
+    generator_or_none,
+    one_of,
+    positive,
+)
 from avalanche_hnet.core.common.quadratic import Quadratic
+from avalanche_hnet.core.posterior.gaussian_checks import (
+    check_loaded,
+    check_shapes,
+    check_state,
+    check_update,
+)
 
 PriorMean = Literal["zero", "initial"]
 
@@ -41,14 +53,13 @@ class GaussianPosterior:
         prior_variance: σ².
 
     Raises:
-        ValueError: if ``prior_variance`` is not positive or ``prior_mean`` not one of its kinds.
+        TypeError, ValueError: if ``prior_variance`` is not a positive number or ``prior_mean`` not
+            one of its kinds.
     """
 
     def __init__(self, prior_variance: float = 1.0, prior_mean: PriorMean = "zero") -> None:
-        if not 0 < prior_variance < float("inf"):
-            raise ValueError(f"prior_variance must be positive and finite, got {prior_variance}")
-        if prior_mean not in get_args(PriorMean):
-            raise ValueError(f"prior_mean must be one of {get_args(PriorMean)}, got {prior_mean!r}")
+        positive(prior_variance=prior_variance)
+        one_of(PriorMean, prior_mean=prior_mean)
         self.prior_variance = float(prior_variance)
         self._prior_mean_kind = prior_mean
         self.mean: dict[str, Tensor] = {}
@@ -76,7 +87,9 @@ class GaussianPosterior:
                 :meth:`load_state_dict`, if a parameter with known elements is missing or not at
                 the posterior's mean.
         """
-        self._check_fit(parameters)
+        check_shapes(self.mean, parameters)
+        if self._just_loaded:
+            check_loaded(self.mean, self.known, parameters)
         self._just_loaded = False
         changed = False
         for name in self.mean.keys() - parameters.keys():
@@ -84,17 +97,10 @@ class GaussianPosterior:
                 del tensors[name]
             changed = True
         for name, parameter in parameters.items():
-            old = self.mean.get(name)
-            if old is None and not parameter.requires_grad:
-                continue
-            if old is not None and (old.shape, old.device, old.dtype) == (
-                parameter.shape,
-                parameter.device,
-                parameter.dtype,
-            ):
-                continue
-            self._make_room(name, parameter.detach())
-            changed = True
+            is_new = name not in self.mean
+            if parameter.requires_grad if is_new else not are_alike(parameter, self.mean[name]):
+                self._make_room(name, parameter.detach())
+                changed = True
         return changed
 
     def forget(self) -> None:
@@ -163,26 +169,13 @@ class GaussianPosterior:
             gamma: γ, in [0, 1]: how much of the precision from earlier data is kept.
 
         Raises:
-            ValueError: if γ or N is out of range, a mask or Fisher does not fit its parameter, or
-                an active element's Fisher is negative or not finite. Nothing is changed then.
+            TypeError, ValueError: if γ or N is out of range, a mask or Fisher does not fit its
+                parameter, or an active element's Fisher is negative or not finite. Nothing is
+                changed then.
         """
         fraction(gamma=gamma)
-        if n_samples < 1:
-            raise ValueError(f"n_samples must be at least 1, got {n_samples}")
-        for argument, tensors in (("active", active), ("fisher", fisher)):
-            for name, tensor in tensors.items():
-                if name not in parameters or tensor.shape != parameters[name].shape:
-                    raise ValueError(
-                        f"{argument}[{name!r}] has shape {tuple(tensor.shape)}, which is not that "
-                        "of a parameter of this name"
-                    )
-        for name, values in fisher.items():
-            chosen = values[active[name]] if name in active else values[:0]
-            if not (chosen.isfinite() & (chosen >= 0)).all():
-                raise ValueError(
-                    f"fisher[{name!r}] must be finite and not negative; the posterior is left as "
-                    "it was"
-                )
+        at_least(1, n_samples=n_samples)
+        check_update(parameters, fisher, active)
         self.align(parameters)
         prior_precision = 1 / self.prior_variance
         for name, mean in self.mean.items():
@@ -195,7 +188,15 @@ class GaussianPosterior:
             mean.copy_(torch.where(known, parameters[name], mean))
 
     def sample(self, generator: torch.Generator | None = None) -> dict[str, Tensor]:
-        """One draw φ ~ N(φ*, Λ⁻¹), by parameter name; what is not known comes from the prior."""
+        """One draw φ ~ N(φ*, Λ⁻¹), by parameter name; what is not known comes from the prior.
+
+        Args:
+            generator: makes the draw, on any device; PyTorch's global one by default.
+
+        Raises:
+            TypeError: if ``generator`` is something else.
+        """
+        generator_or_none(generator=generator)
         draw = {}
         for name, mean in self.mean.items():
             device = mean.device if generator is None else generator.device
@@ -220,25 +221,8 @@ class GaussianPosterior:
         Raises:
             ValueError: if ``state`` is not such a dictionary or has another prior variance.
         """
-        keys = self.state_dict().keys()
-        if not isinstance(state, Mapping) or state.keys() != keys:
-            got = sorted(state) if isinstance(state, Mapping) else type(state).__name__
-            raise ValueError(f"state must be a dictionary with the keys {sorted(keys)}, got {got}")
-        for argument, key, own in (
-            ("prior_variance", "prior_variance", self.prior_variance),
-            ("prior_mean", "prior_mean_kind", self._prior_mean_kind),
-        ):
-            if state[key] != own:
-                raise ValueError(
-                    f"state was made with {argument}={state[key]!r}, but this posterior has {own!r}"
-                )
+        check_state(state, self.state_dict())
         names = state["mean"].keys()
-        for field in ("prior_mean", "precision", "known"):
-            shapes = {n: t.shape for n, t in state[field].items()}
-            if shapes != {n: t.shape for n, t in state["mean"].items()}:
-                raise ValueError(
-                    f"state[{field!r}] must have the names and shapes of state['mean']"
-                )
         fields = ("prior_mean", "mean", "precision", "known")
         for field, tensors in zip(fields, self._tensors(), strict=True):
             tensors.clear()
@@ -247,34 +231,6 @@ class GaussianPosterior:
 
     def _tensors(self) -> tuple[dict[str, Tensor], ...]:
         return self._prior_mean, self.mean, self.precision, self.known
-
-    def _check_fit(self, parameters: Mapping[str, Tensor]) -> None:
-        for name, mean in self.mean.items():
-            if name not in parameters:
-                if self._just_loaded and self.known[name].any():
-                    raise ValueError(
-                        f"the loaded posterior holds {name!r}, which the model does not have; it "
-                        "belongs to another architecture, or the model's own state (with all its "
-                        "heads) was not loaded first"
-                    )
-                continue
-            shape = parameters[name].shape
-            if (
-                len(shape) != mean.dim()
-                or shape[1:] != mean.shape[1:]
-                or shape[:1] < mean.shape[:1]
-            ):
-                raise ValueError(
-                    f"the posterior of {name!r} has shape {tuple(mean.shape)}, but the model's "
-                    f"parameter has {tuple(shape)}; a parameter may only grow in dimension 0"
-                )
-            if self._just_loaded and not _same_where_known(
-                parameters[name].detach(), mean, self.known[name]
-            ):
-                raise ValueError(
-                    f"the model's {name!r} is not at the mean of the loaded posterior; load the "
-                    "model's own state, saved with the posterior, before training goes on"
-                )
 
     def _make_room(self, name: str, parameter: Tensor) -> None:
         """Tensors of the parameter's shape and device, with the old ones in their first rows."""
@@ -293,8 +249,6 @@ class GaussianPosterior:
             tensors[name] = new
 
 
-def _same_where_known(parameter: Tensor, mean: Tensor, known: Tensor) -> bool:
-    """Whether the parameter, or its first rows if it has grown, lies at the mean."""
-    rows = parameter[: len(mean)] if mean.dim() else parameter
-    mean, known = mean.to(rows), known.to(rows.device)
-    return torch.allclose(rows[known], mean[known], rtol=1e-3, atol=1e-6)
+def are_alike(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors have one shape, type and device."""
+    return (a.shape, a.dtype, a.device) == (b.shape, b.dtype, b.device)

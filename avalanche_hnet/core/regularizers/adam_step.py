@@ -36,7 +36,7 @@ def changes(optimizer: Optimizer, gradients: Mapping[Tensor, Tensor]) -> dict[Te
         optimizer: one that :func:`is_plain`.
         gradients: by parameter.
     """
-    found: dict[Tensor, Tensor] = {}
+    change: dict[Tensor, Tensor] = {}
     for group in optimizer.param_groups:
         # Parameters may have taken part in different numbers of steps.
         by_step: dict[float, list[Tensor]] = {}
@@ -45,10 +45,10 @@ def changes(optimizer: Optimizer, gradients: Mapping[Tensor, Tensor]) -> dict[Te
                 by_step.setdefault(float(optimizer.state[p]["step"]), []).append(p)
         for n_steps, parameters in by_step.items():
             given = [gradients[p] for p in parameters]
-            found |= zip(
+            change |= zip(
                 parameters, _changes(optimizer, group, n_steps + 1, parameters, given), strict=True
             )
-    return {p: found[p] for p in gradients}
+    return {p: change[p] for p in gradients}
 
 
 def _changes(

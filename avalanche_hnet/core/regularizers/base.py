@@ -50,7 +50,7 @@ class FisherSource(Protocol):
 
 @dataclass(frozen=True)
 class Experience:
-    """What a regulariser must know of the experience that is about to be trained on.
+    """What a regulariser must know about the experience that comes next.
 
     Attributes:
         protected: numbers of the tasks that were learned and are not in the experience.

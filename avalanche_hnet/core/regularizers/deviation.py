@@ -174,15 +174,15 @@ class _SumOfSquares(torch.autograd.Function):
         value = vectors.new_zeros(())
         vectors_gradient = torch.zeros_like(vectors)
         moments = []
-        for own, other, others_gram, counted in zip(
+        for changes, weights, weights_gram, counted in zip(
             units.classes(change),
             units.classes(weight),
             grams,
             units.counted(vectors, tasks),
             strict=True,
         ):
-            mixed = _products(own, other)
-            upper, lower = (_products(own, own), mixed), (mixed.T, others_gram)
+            mixed = _products(changes, weights)
+            upper, lower = (_products(changes, changes), mixed), (mixed.T, weights_gram)
             gram = torch.cat([torch.cat(upper, dim=1), torch.cat(lower, dim=1)])
             moment = counted.T @ vectors
             value += (gram * moment).sum()
@@ -200,18 +200,18 @@ class _SumOfSquares(torch.autograd.Function):
 
         def gradient(of: slice, like: Tensor) -> Tensor:
             """2 S X of some rows of X."""
-            found = torch.empty_like(like)
-            for part, own, other, moment in zip(
-                units.classes(found),
+            rows = torch.empty_like(like)
+            for part, changes, weights, moment in zip(
+                units.classes(rows),
                 units.classes(change),
                 units.classes(weight),
                 moments,
                 strict=True,
             ):
                 strengths = 2 * grad_output * moment[of]
-                torch.mm(strengths[:, :n], own, out=part)
-                part.addmm_(strengths[:, n:], other)
-            return units.restored(found)
+                torch.mm(strengths[:, :n], changes, out=part)
+                part.addmm_(strengths[:, n:], weights)
+            return units.restored(rows)
 
         return (
             gradient(slice(n), change),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,6 +14,21 @@ from avalanche_hnet.core.common.quadratic import Quadratic
 from avalanche_hnet.core.hypernetworks.network import HyperNetwork
 from avalanche_hnet.core.posterior.gaussian import GaussianPosterior
 from avalanche_hnet.core.regularizers.base import Experience, FisherSource, Penalty, Regularizer
+
+
+@dataclass(frozen=True, eq=False)
+class Terms:
+    """The penalty of one experience, 1/N [prior + β Σ earlier].
+
+    Attributes:
+        n_samples: N, its number of samples.
+        prior: 1/(2σ²) Σ_i θ_i² over what is not known yet.
+        earlier: ½ Σ_i Λ_i (θ_i − θ*_i)², one or one for each earlier experience.
+    """
+
+    n_samples: int
+    prior: Quadratic
+    earlier: tuple[Quadratic, ...]
 
 
 class EWC(Regularizer):
@@ -60,20 +76,23 @@ class EWC(Regularizer):
         self.n_fisher = n_fisher
         self.posterior = GaussianPosterior(prior_variance)
         self._experiences: list[dict[str, dict[str, Tensor]]] = []  # weights and centres
+        self._terms: Terms | None = None
 
     def before_experience(self, hypernetwork: HyperNetwork, experience: Experience) -> None:
-        """Remember how many samples the experience has."""
+        """Make the terms of the penalty, which stay the same during the experience."""
         super().before_experience(hypernetwork, experience)
-        self._n_samples = experience.n_samples
         parameters = hypernetwork.shared_parameters()
         self.posterior.align(parameters)
         everything = {n: torch.ones_like(p, dtype=torch.bool) for n, p in parameters.items()}
-        # Where there is a penalty per experience the prior is in none of them.
-        self._prior = self.posterior.prior_term(everything)
-        self._earlier = (
-            [self.posterior.ewc_term()]
-            if self.online
-            else [self._penalty_of(term) for term in self._experiences]
+        self._terms = Terms(
+            n_samples=experience.n_samples,
+            # Where there is a penalty per experience, the prior is in none of them.
+            prior=self.posterior.prior_term(everything),
+            earlier=(
+                (self.posterior.ewc_term(),)
+                if self.online
+                else tuple(self._penalty_of(term) for term in self._experiences)
+            ),
         )
 
     def _penalty_of(self, term: Mapping[str, Mapping[str, Tensor]]) -> Quadratic:
@@ -103,16 +122,18 @@ class EWC(Regularizer):
     ) -> Penalty:
         """The penalty at ``parameters`` and its gradient; ``change`` does not enter."""
         frozen = self._required_hypernetwork().shared_parameters().keys() - parameters.keys()
-        own = {n: p.detach().requires_grad_() for n, p in parameters.items()}
+        terms = self._terms
+        assert terms is not None
+        leaves = {n: p.detach().requires_grad_() for n, p in parameters.items()}
         with torch.enable_grad():
-            earlier = [term(own, skip=frozen) for term in self._earlier]
-            value = self._prior(own, skip=frozen) + self.beta * sum(earlier)
-            value = value / self._n_samples
-            gradients = torch.autograd.grad(value, [*own.values()], allow_unused=True)
-        found = zip(own.items(), gradients, strict=True)
+            earlier = [term(leaves, skip=frozen) for term in terms.earlier]
+            value = terms.prior(leaves, skip=frozen) + self.beta * sum(earlier)
+            value = value / terms.n_samples
+            gradients = torch.autograd.grad(value, [*leaves.values()], allow_unused=True)
+        by_name = zip(leaves.items(), gradients, strict=True)
         return Penalty(
             value.detach(),
-            {n: torch.zeros_like(p) if g is None else g for (n, p), g in found},
+            {n: torch.zeros_like(p) if g is None else g for (n, p), g in by_name},
             {},
         )
 

@@ -11,10 +11,12 @@ from torch import Tensor
 from avalanche_hnet.core.common.arguments import one_of
 from avalanche_hnet.core.common.evaluation import evaluating
 from avalanche_hnet.core.hypernetworks.network import HyperNetwork
+from avalanche_hnet.core.hypernetworks.output_layer import Factors
 from avalanche_hnet.core.regularizers.base import Experience, Penalty
 from avalanche_hnet.core.regularizers.deviation import Deviation
 from avalanche_hnet.core.regularizers.lookahead import Lookahead
 from avalanche_hnet.core.regularizers.output import OutputRegularizer, moved_by
+from avalanche_hnet.core.regularizers.output_change import OF_OUTPUT_LAYER, OutputChange
 
 Targets = Literal["recomputed", "stored"]
 
@@ -56,19 +58,21 @@ class FixedTarget(OutputRegularizer):
             )
         self.train_previous_embeddings = train_previous_embeddings
         self.targets: Targets = targets
+        # The targets (T, W), or the factors that they are recomputed from.
+        self._before: Tensor | Factors | None = None
 
     def before_experience(self, hypernetwork: HyperNetwork, experience: Experience) -> None:
         """Remember θ*, or the targets themselves."""
         super().before_experience(hypernetwork, experience)
+        self._before = None
         if not self.is_active:
             return
         with evaluating(hypernetwork.modules()), torch.no_grad():
             if self.targets == "stored":
-                self._targets = torch.cat([hypernetwork(task) for task in experience.protected])
+                self._before = torch.cat([hypernetwork(task) for task in experience.protected])
             else:  # of the trunk at θ* it is enough to know its outputs
                 hidden, weight, bias = hypernetwork.factors(experience.protected)
-                self._hidden_before = hidden
-                self._output_before = {"output.weight": weight.clone(), "output.bias": bias.clone()}
+                self._before = Factors(hidden, weight.clone(), bias.clone())
 
     def penalty(
         self,
@@ -79,47 +83,47 @@ class FixedTarget(OutputRegularizer):
     ) -> Penalty:
         """The penalty at ``parameters`` and its gradient, see :meth:`Regularizer.penalty`.
 
-        It is a function of θ + Δθ, so the gradients with respect to both are the same; and of the
-        output layer's difference from what it was, which is formed here, before any product.
+        It is a function of θ + Δθ, so the gradients with respect to both are the same. Where
+        targets are recomputed, the output layer enters by its change since the experience began,
+        which is formed here once, before any product, and has the layer's gradient.
         """
         with torch.no_grad():
-            moved = dict(moved_by(parameters, change or {}))
-            if self.targets == "recomputed" and self.is_active:
-                for name, before in self._output_before.items():
-                    if name in moved:
-                        moved[name] = moved[name] - before
-        found = super().penalty(moved)
+            moved = moved_by(parameters, change or {})
+        of_output: list[str] = []
+        output: OutputChange | None = None
+        if isinstance(self._before, Factors):
+            of_output = [name for name in OF_OUTPUT_LAYER if name in moved]
+            output = OutputChange.since(self._before, moved)
+        others = {n: p.detach().requires_grad_() for n, p in moved.items() if n not in of_output}
+        leaves = [*others.values(), *(() if output is None else output.leaves)]
+        value, of_leaves = self._differentiated(leaves, others, output)
+        by_name = dict(zip([*others, *of_output], of_leaves, strict=True))
+        gradients = {name: by_name[name] for name in parameters}
         if not through_change:
-            return found
-        of_change = {
-            n: found.gradients.get(n, torch.zeros_like(c)) for n, c in (change or {}).items()
-        }
-        return found._replace(change_gradients=of_change)
+            return Penalty(value, gradients, {})
+        of_change = {n: gradients.get(n, torch.zeros_like(c)) for n, c in (change or {}).items()}
+        return Penalty(value, gradients, of_change)
 
-    @property
-    def _is_quadratic(self) -> bool:
-        return self.targets == "recomputed" and super()._is_quadratic
+    def _quadratic_is_wanted(self, hypernetwork: HyperNetwork, n_protected: int) -> bool:
+        recomputed = self.targets == "recomputed"
+        return recomputed and super()._quadratic_is_wanted(hypernetwork, n_protected)
 
     def _deviation(
-        self, tasks: list[int], parameters: Mapping[str, Tensor], change: Mapping[str, Tensor]
+        self, tasks: list[int], parameters: Mapping[str, Tensor], change: OutputChange | None
     ) -> Deviation:
-        hidden = self._factors(tasks, parameters).hidden
-        weight_change, bias_change = (
-            parameters[name] if name in parameters else torch.zeros_like(before)
-            for name, before in self._output_before.items()
-        )
+        """At parameters θ + Δθ without the output layer's, and the layer's change since θ*."""
+        assert isinstance(self._before, Factors)
+        assert change is not None
+        hidden = self._protected.factors(tasks, parameters).hidden
+        hidden_before = self._protected.rows_of(tasks, self._before.hidden)
         return Deviation(
-            self._output_before["output.weight"],
-            weight_change,
-            bias_change,
-            hidden,
-            hidden - self._rows_of(tasks, self._hidden_before),
+            self._before.weight, change.weight, change.bias, hidden, hidden - hidden_before
         )
 
     def _deviating_weights(
-        self, tasks: list[int], parameters: Mapping[str, Tensor], change: Mapping[str, Tensor]
+        self, tasks: list[int], parameters: Mapping[str, Tensor], change: OutputChange | None
     ) -> Tensor:
-        if self.targets == "recomputed":
+        if not isinstance(self._before, Tensor):
             return super()._deviating_weights(tasks, parameters, change)
-        new = self._required_hypernetwork().product(self._factors(tasks, parameters))
-        return new - self._rows_of(tasks, self._targets)
+        new = self._protected.hypernetwork.product(self._protected.factors(tasks, parameters))
+        return new - self._protected.rows_of(tasks, self._before)

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from avalanche_hnet.core.regularizers.deviation import Deviation
+from avalanche_hnet.core.regularizers.output_change import OF_OUTPUT_LAYER
 from avalanche_hnet.core.regularizers.step import StepRegularizer
 
 
@@ -25,19 +26,19 @@ class Jacobian(StepRegularizer):
     def _deviation(
         self, tasks: list[int], parameters: Mapping[str, Tensor], change: Mapping[str, Tensor]
     ) -> Deviation:
-        of_output = ("output.weight", "output.bias")
-        hypernetwork = self._required_hypernetwork()
-        frozen = {n: hypernetwork.get_parameter(n) for n in of_output if n not in parameters}
+        hypernetwork = self._protected.hypernetwork
+        frozen = {n: hypernetwork.get_parameter(n) for n in OF_OUTPUT_LAYER if n not in parameters}
         parameters = {**parameters, **frozen}
         weight_change, bias_change = (
-            change.get(name, torch.zeros_like(parameters[name])) for name in of_output
+            change.get(name, torch.zeros_like(parameters[name])) for name in OF_OUTPUT_LAYER
         )
-        below = {n: p for n, p in parameters.items() if n not in of_output}
+        below = {n: p for n, p in parameters.items() if n not in OF_OUTPUT_LAYER}
         below_change = {n: change.get(n, torch.zeros_like(p)) for n, p in below.items()}
 
         with forward_ad.dual_level():
             duals = {n: forward_ad.make_dual(p, below_change[n]) for n, p in below.items()}
-            z, z_change = forward_ad.unpack_dual(self._factors(tasks, duals).hidden)
+            z, z_change = forward_ad.unpack_dual(self._protected.factors(tasks, duals).hidden)
         if z_change is None:  # nothing below the output layer is trained
             z_change = torch.zeros_like(z)
-        return Deviation(parameters["output.weight"], weight_change, bias_change, z, z_change)
+        weight = parameters[OF_OUTPUT_LAYER[0]]
+        return Deviation(weight, weight_change, bias_change, z, z_change)

@@ -28,8 +28,8 @@ def optimizer_step(
 
     Nothing is touched: the class's own ``step`` runs on copies of the parameters, gradients and
     memory, so that Δ is exact for optimizers of any kind. (For Adam there is a formula, which takes
-    half the time.) Hooks on the step are left out. This is
-    the Δθ in the regulariser of von Oswald et al. 2020 (arXiv 1906.00695).
+    half the time.) Hooks on the step are left out. This is the Δθ in the regulariser of von Oswald
+    et al. 2020 (arXiv 1906.00695).
 
     Args:
         optimizer: it may have taken steps already and be under a learning-rate scheduler.
@@ -169,7 +169,7 @@ def _stand_in(parameter: Tensor, gradient: Tensor | None, differentiable: bool) 
     else:
         new, new_gradient = parameter.clone(), gradient.clone()
         # Adam's √g² has no derivative where g is zero (dead units) or g² underflows: there autograd
-        # makes 0 · ∞ = NaN, which would spread over all parameters, so it is cut to zero.
+        # makes 0 · ∞ = NaN, which would spread to all parameters, so it is set to zero.
         tiny = gradient.detach().abs() < torch.finfo(gradient.dtype).tiny ** 0.5
         for tensor in (new, new_gradient):
             if tensor.requires_grad:
@@ -214,7 +214,7 @@ def _twin(optimizer: Optimizer, memo: dict[int, Any]) -> Optimizer:
 
 
 class _NoDetach(TorchFunctionMode):
-    """Leaves ``detach`` out: SGD detaches what its momentum starts with, even if differentiable."""
+    """Skips ``detach``: SGD detaches what its momentum starts with, even if differentiable."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -11,10 +11,12 @@ from torch import Tensor
 
 from avalanche_hnet.core.common.arguments import at_least, one_of
 from avalanche_hnet.core.common.evaluation import evaluating
-from avalanche_hnet.core.hypernetworks.network import Embedded, Factors, HyperNetwork
+from avalanche_hnet.core.hypernetworks.network import HyperNetwork
+from avalanche_hnet.core.hypernetworks.output_layer import Factors
 from avalanche_hnet.core.regularizers.base import Experience, FisherSource, Penalty, Regularizer
-from avalanche_hnet.core.regularizers.deviation import SHARED, Deviation, UnitClasses, counts_for
+from avalanche_hnet.core.regularizers.deviation import SHARED, Deviation, counts_for
 from avalanche_hnet.core.regularizers.lookahead import Lookahead
+from avalanche_hnet.core.regularizers.protection import Protection
 
 Form = Literal["auto", "direct", "quadratic"]
 
@@ -95,49 +97,44 @@ class OutputRegularizer(Regularizer):
         self.form: Form = form
         self._generator = generator or torch.Generator().manual_seed(0)
         self._fisher: dict[int, Tensor] = {}
-        self._protected: tuple[int, ...] = ()
+        self._protection: Protection | None = None
 
     def before_experience(self, hypernetwork: HyperNetwork, experience: Experience) -> None:
         """Remember which tasks and weights are to be protected."""
         super().before_experience(hypernetwork, experience)
         if self.mask_heads and experience.owners is None:
             raise ValueError("mask_heads=True needs a model whose tasks have output units each")
-        n_weights = hypernetwork.layout.n_weights
-        if experience.owners is not None and experience.owners.shape != (n_weights,):
-            raise ValueError(
-                f"owners must be a vector of {n_weights} numbers, one for each generated weight, "
-                f"got shape {tuple(experience.owners.shape)}"
-            )
-        for task, values in self._fisher.items():
-            if values.shape != (n_weights,):
-                raise ValueError(
-                    f"the Fisher values of task {task} must be a vector of {n_weights} numbers, "
-                    f"one for each generated weight, got shape {tuple(values.shape)}"
-                )
+        _require_sizes(hypernetwork.layout.n_weights, experience.owners, self._fisher)
         if self.needs_fisher and (unknown := set(experience.protected) - self._fisher.keys()):
             raise ValueError(
                 f"fisher_weights=True, but the Fisher of the tasks {sorted(unknown)} is not known: "
                 "they were learned without this regulariser; load its state_dict with the model's"
             )
-        self._protected = experience.protected
-        weight = hypernetwork.output.weight
+        tasks, embedded = experience.protected, None
+        if tasks and not self.train_previous_embeddings:
+            with torch.no_grad():
+                embedded = hypernetwork.embed(tasks)
         owners = experience.owners if self.mask_heads else None
         if owners is None:
             owners = torch.full((hypernetwork.layout.n_weights,), SHARED)
-        self._owners = owners.to(weight.device)
-        self._numbers = torch.tensor(self._protected, device=weight.device)
-        self._trunk = list(hypernetwork.trunk.modules())
-        self._position = {task: index for index, task in enumerate(self._protected)}
-        self._embedded: Embedded | None = None  # constant, unless embeddings are trained
-        if self._protected and not self.train_previous_embeddings:
-            with torch.no_grad():
-                self._embedded = hypernetwork.embed(self._protected)
-        self._units: UnitClasses | None = None
+        self._protection = Protection(
+            hypernetwork,
+            tasks,
+            owners.to(hypernetwork.output.weight.device),
+            self._quadratic_is_wanted(hypernetwork, len(tasks)),
+            embedded,
+        )
 
     @property
     def is_active(self) -> bool:
         """Whether there are tasks to protect."""
-        return self.beta > 0 and bool(self._protected)
+        return self.beta > 0 and self._protection is not None and bool(self._protection.tasks)
+
+    @property
+    def _protected(self) -> Protection:
+        if self._protection is None:
+            raise RuntimeError("before_experience must be called first")
+        return self._protection
 
     def penalty(
         self,
@@ -147,30 +144,44 @@ class OutputRegularizer(Regularizer):
         through_change: bool = False,
     ) -> Penalty:
         """The penalty at ``parameters`` and its gradient, see :meth:`Regularizer.penalty`."""
-        self._required_hypernetwork()
-        own = {n: p.detach().requires_grad_() for n, p in parameters.items()}
-        moved = {n: c.detach().requires_grad_(through_change) for n, c in (change or {}).items()}
-        wanted = [*own.values(), *(moved.values() if through_change else ())]
-        trained_change = {n: c for n, c in moved.items() if n in own}
-        tasks = self._draw_tasks()
-        value: Tensor | None = None
-        total: list[Tensor | None] = [None] * len(wanted)
-        # No dropout: what is protected are the weights that evaluation uses.
-        with evaluating(self._trunk), torch.enable_grad():
-            for group in self._groups(tasks):
-                part = self.beta / len(tasks) * self._sum_of_squares(group, own, trained_change)
-                gradients = torch.autograd.grad(part, wanted, allow_unused=True)
-                total = [_plus(t, g) for t, g in zip(total, gradients, strict=True)]
-                value = _plus(value, part.detach())
-        assert value is not None
-        found = [
-            torch.zeros_like(p) if t is None else t for p, t in zip(wanted, total, strict=True)
-        ]
+        trained = {n: p.detach().requires_grad_() for n, p in parameters.items()}
+        moves = {n: c.detach().requires_grad_(through_change) for n, c in (change or {}).items()}
+        moves_of_trained = {n: c for n, c in moves.items() if n in trained}
+        wanted = [*trained.values(), *(moves.values() if through_change else ())]
+        value, gradients = self._differentiated(wanted, trained, moves_of_trained)
+        of_moves = gradients[len(trained) :]
         return Penalty(
             value,
-            dict(zip(own, found, strict=False)),
-            dict(zip(moved, found[len(own) :], strict=True)) if through_change else {},
+            dict(zip(trained, gradients[: len(trained)], strict=True)),
+            dict(zip(moves, of_moves, strict=True)) if through_change else {},
         )
+
+    def _differentiated(
+        self, wanted: Sequence[Tensor], parameters: Mapping[str, Tensor], change: Any
+    ) -> tuple[Tensor, list[Tensor]]:
+        """The penalty and its gradients with respect to ``wanted``.
+
+        Args:
+            wanted: leaves among ``parameters`` and ``change``.
+            parameters: handed on to :meth:`_deviation`.
+            change: handed on to :meth:`_deviation`.
+        """
+        protection = self._protected
+        tasks = _drawn(protection.tasks, self.tasks_per_step, self._generator)
+        value: Tensor | None = None
+        gradients: list[Tensor | None] = [None] * len(wanted)
+        # No dropout: what is protected are the weights that evaluation uses.
+        with evaluating(protection.trunk), torch.enable_grad():
+            for group in _groups(tasks, protection):
+                part = self.beta / len(tasks) * self._sum_of_squares(group, parameters, change)
+                of_part = torch.autograd.grad(part, wanted, allow_unused=True)
+                gradients = [_plus(g, p) for g, p in zip(gradients, of_part, strict=True)]
+                value = _plus(value, part.detach())
+        assert value is not None
+        return value, [
+            torch.zeros_like(leaf) if gradient is None else gradient
+            for leaf, gradient in zip(wanted, gradients, strict=True)
+        ]
 
     def after_experience(self, source: FisherSource, tasks: tuple[int, ...]) -> None:
         """Compute the Fisher values of the tasks that were learned, if they are wanted."""
@@ -194,74 +205,45 @@ class OutputRegularizer(Regularizer):
 
     @abstractmethod
     def _deviation(
-        self, tasks: list[int], parameters: Mapping[str, Tensor], change: Mapping[str, Tensor]
+        self, tasks: list[int], parameters: Mapping[str, Tensor], change: Any
     ) -> Deviation:
-        """The deviation at differentiable parameters and change."""
+        """The deviation for protected tasks, differentiable.
+
+        Args:
+            tasks: their numbers.
+            parameters: by name.
+            change: Δ by name, or what a subclass's own :meth:`penalty` hands on instead.
+        """
 
     def _deviating_weights(
-        self, tasks: list[int], parameters: Mapping[str, Tensor], change: Mapping[str, Tensor]
+        self, tasks: list[int], parameters: Mapping[str, Tensor], change: Any
     ) -> Tensor:
         """The same in the direct form, (T, W)."""
         deviation = self._deviation(tasks, parameters, change)
-        return deviation.weights(self._required_hypernetwork().layout.n_weights)
+        return deviation.weights(self._protected.hypernetwork.layout.n_weights)
 
-    def _factors(self, tasks: list[int], parameters: Mapping[str, Tensor]) -> Factors:
-        """Factors of the weights of protected tasks at differentiable parameters."""
-        hypernetwork = self._required_hypernetwork()
-        if self._embedded is None:
-            return hypernetwork.factors(tasks, parameters)
-        of_tasks, of_chunks = self._embedded
-        embedded = Embedded(
-            self._rows_of(tasks, of_tasks),
-            None if of_chunks is None else self._rows_of(tasks, of_chunks),
-        )
-        return hypernetwork.factors_of(embedded, parameters)
-
-    def _rows_of(self, tasks: list[int], of_all: Tensor) -> Tensor:
-        """The rows of ``of_all`` (protected tasks, …) that belong to ``tasks``."""
-        if len(tasks) == len(of_all):
-            return of_all
-        return of_all[[self._position[task] for task in tasks]]
-
-    @property
-    def _is_quadratic(self) -> bool:
+    def _quadratic_is_wanted(self, hypernetwork: HyperNetwork, n_protected: int) -> bool:
         if self.form != "auto" or self.needs_fisher:
             return self.form == "quadratic"
-        hypernetwork = self._required_hypernetwork()
-        n_tasks = min(len(self._protected), self.tasks_per_step or len(self._protected))
+        n_tasks = min(n_protected, self.tasks_per_step or n_protected)
         if n_tasks * hypernetwork.layout.n_weights <= _SMALL:
             return False
         return 2 * n_tasks * hypernetwork.n_chunks > hypernetwork.output.in_features
 
     def _sum_of_squares(
-        self, tasks: list[int], parameters: Mapping[str, Tensor], change: Mapping[str, Tensor]
+        self, tasks: list[int], parameters: Mapping[str, Tensor], change: Any
     ) -> Tensor:
-        numbers = self._rows_of(tasks, self._numbers)
-        if self._is_quadratic:
-            if self._units is None:
-                chunk_size = self._required_hypernetwork().chunk_size
-                self._units = UnitClasses(self._owners, chunk_size)
-            return self._deviation(tasks, parameters, change).sum_of_squares(self._units, numbers)
+        protection = self._protected
+        numbers = protection.rows_of(tasks, protection.numbers)
+        if protection.quadratic:
+            deviation = self._deviation(tasks, parameters, change)
+            return deviation.sum_of_squares(protection.units, numbers)
         squares = self._deviating_weights(tasks, parameters, change).square()
         if self.mask_heads:
-            squares = squares * counts_for(self._owners, numbers)
+            squares = squares * counts_for(protection.owners, numbers)
         if self.needs_fisher:
             squares = squares * torch.stack([self._fisher[task].to(squares) for task in tasks])
         return squares.sum()
-
-    def _draw_tasks(self) -> list[int]:
-        n = len(self._protected)
-        if self.tasks_per_step is None or self.tasks_per_step >= n:
-            return list(self._protected)
-        order = torch.randperm(n, generator=self._generator, device=self._generator.device)
-        return [self._protected[i] for i in order[: self.tasks_per_step].tolist()]
-
-    def _groups(self, tasks: list[int]) -> Iterator[list[int]]:
-        """All tasks at once in the quadratic form, as many as fit the budget in the direct one."""
-        n_weights = self._required_hypernetwork().layout.n_weights
-        step = len(tasks) if self._is_quadratic else max(1, _BUDGET // n_weights)
-        for start in range(0, len(tasks), step):
-            yield tasks[start : start + step]
 
 
 def moved_by(
@@ -285,6 +267,33 @@ def difference(new: Factors, old: Factors) -> Deviation:
         new.hidden,
         new.hidden - old.hidden,
     )
+
+
+def _require_sizes(n_weights: int, owners: Tensor | None, fisher: Mapping[int, Tensor]) -> None:
+    vectors = {} if owners is None else {"owners": owners}
+    vectors |= {f"the Fisher values of task {task}": values for task, values in fisher.items()}
+    for name, vector in vectors.items():
+        if vector.shape != (n_weights,):
+            raise ValueError(
+                f"{name} must be a vector of {n_weights} numbers, one for each generated weight, "
+                f"got shape {tuple(vector.shape)}"
+            )
+
+
+def _drawn(tasks: tuple[int, ...], n_tasks: int | None, generator: torch.Generator) -> list[int]:
+    """So many of the tasks, drawn at random; all of them for None."""
+    if n_tasks is None or n_tasks >= len(tasks):
+        return list(tasks)
+    order = torch.randperm(len(tasks), generator=generator, device=generator.device)
+    return [tasks[i] for i in order[:n_tasks].tolist()]
+
+
+def _groups(tasks: list[int], protection: Protection) -> Iterator[list[int]]:
+    """All tasks at once in the quadratic form, as many as fit the budget in the direct one."""
+    n_weights = protection.hypernetwork.layout.n_weights
+    step = len(tasks) if protection.quadratic else max(1, _BUDGET // n_weights)
+    for start in range(0, len(tasks), step):
+        yield tasks[start : start + step]
 
 
 def _plus(total: Tensor | None, part: Tensor | None) -> Tensor | None:

@@ -24,5 +24,5 @@ class ValuePreserving(StepRegularizer):
     def _deviation(
         self, tasks: list[int], parameters: Mapping[str, Tensor], change: Mapping[str, Tensor]
     ) -> Deviation:
-        new = self._factors(tasks, moved_by(parameters, change))
-        return difference(new, self._factors(tasks, parameters))
+        new = self._protected.factors(tasks, moved_by(parameters, change))
+        return difference(new, self._protected.factors(tasks, parameters))

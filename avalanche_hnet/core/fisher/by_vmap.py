@@ -1,0 +1,51 @@
+"""Squared per-sample gradients by ``vmap(grad)``, some samples at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+from torch.func import functional_call, grad, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from avalanche_hnet.core.fisher.methods import ByName, PerSample
+from avalanche_hnet.core.fisher.one_task import OneTask
+
+# At most so many per-sample gradients are held at a time (64 MiB of float32).
+_BUDGET = 2**24
+
+
+@dataclass(frozen=True, eq=False)
+class ByVmap(PerSample):
+    """Any model that ``torch.func`` can follow.
+
+    Attributes:
+        names: of the parameters.
+        task: the model.
+        x: inputs of the batch.
+    """
+
+    names: Sequence[str]
+    task: OneTask
+    x: Tensor
+
+    def gradients(self, factor: Tensor) -> Iterator[tuple[slice, ByName]]:
+        """See :class:`PerSample`."""
+        if not self.names:
+            return
+        others = {n: p.detach() for n, p in self.task.model.named_parameters()}
+        chosen = {n: others.pop(n) for n in self.names}
+        label = () if self.task.label is None else (int(self.task.label),)
+
+        def weighted_output(chosen: ByName, xi: Tensor, ci: Tensor) -> Tensor:
+            out = functional_call(self.task.model, {**others, **chosen}, (xi[None], *label))
+            return (out[0] * ci).sum()
+
+        of_samples = vmap(grad(weighted_output), in_dims=(None, 0, 0))
+        step = max(1, _BUDGET // sum(p.numel() for p in chosen.values()))
+        for start in range(0, len(self.x), step):
+            rows = slice(start, start + step)
+            with sdpa_kernel(SDPBackend.MATH):  # the fused kernels have no batching rule
+                gradients = of_samples(chosen, self.x[rows], factor[rows])
+            yield rows, gradients

@@ -1,0 +1,44 @@
+"""What :class:`PriorEWCPlugin` publishes, all under ``PriorEWC/``."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+
+from avalanche.training.templates import SupervisedTemplate
+from torch import Tensor
+
+from avalanche_hnet.plugins.publish import Histogram, publish
+
+
+def publish_losses(
+    strategy: SupervisedTemplate, origin: object, losses: Mapping[str, Tensor]
+) -> None:
+    """The terms of an iteration's loss, by name."""
+    for name, value in losses.items():
+        publish(strategy, origin, f"PriorEWC/{name}", value.item())
+
+
+def publish_cost(
+    strategy: SupervisedTemplate, origin: object, seconds: float, n_samples: int
+) -> None:
+    """How long the Fisher took, and of how many samples it is."""
+    publish(strategy, origin, "PriorEWC/FisherSeconds", seconds)
+    publish(strategy, origin, "PriorEWC/FisherSamples", float(n_samples))
+
+
+def publish_distribution(
+    strategy: SupervisedTemplate, origin: object, name: str, values: Tensor
+) -> None:
+    """Minimum, maximum and histogram of the values that are finite; a warning if none is."""
+    finite = values[values.isfinite()]
+    if len(finite) == 0:
+        warnings.warn(
+            f"{name} of the {len(values)} active elements has no finite value, so its "
+            "distribution is not published",
+            stacklevel=2,
+        )
+        return
+    publish(strategy, origin, f"PriorEWC/{name}Min", finite.min().item())
+    publish(strategy, origin, f"PriorEWC/{name}Max", finite.max().item())
+    publish(strategy, origin, f"PriorEWC/{name}", Histogram(finite))

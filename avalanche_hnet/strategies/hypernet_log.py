@@ -1,0 +1,74 @@
+"""What the training of a hypernetwork publishes under ``Hypernet/``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from avalanche.training.templates import SupervisedTemplate
+from torch import Tensor
+
+from avalanche_hnet.core.regularizers import Penalty
+from avalanche_hnet.plugins.publish import publish
+
+
+def statistics(
+    loss: Tensor,
+    prior: Tensor | None,
+    theta: Iterable[Tensor],
+    step: Mapping[Tensor, Tensor],
+    regularized: Mapping[str, Tensor],
+    penalty: Penalty | None,
+) -> dict[str, Tensor]:
+    """Losses, norms and the cosine of one iteration, before θ's step, by name.
+
+    Args:
+        loss: of the task, one number.
+        prior: its part of ``loss``, if there is one.
+        theta: θ with its full gradient.
+        step: Δθ by parameter.
+        regularized: the parameters of ``penalty``, by name.
+        penalty: of the regulariser, if it is active.
+    """
+    loss = loss.detach().sum()
+    values = {
+        "TaskLoss": loss,
+        "Regularizer": torch.zeros_like(loss),
+        "Loss": loss,
+        "StepNorm": _norm(step.values()),
+        "GradientNorm": _norm(p.grad for p in theta if p.grad is not None),
+    }
+    if prior is not None:
+        values["Prior"] = prior.detach()
+    if penalty is not None:
+        gradients = {regularized[n]: g for n, g in penalty.gradients.items()}
+        product = sum((g * step[p]).sum() for p, g in gradients.items() if p in step)
+        gradient_norm = _norm(gradients.values())
+        step_norm = _norm(d for p, d in step.items() if p in gradients)
+        values |= {
+            "Regularizer": penalty.value,
+            "Loss": loss + penalty.value,
+            "RegularizerGradientNorm": gradient_norm,
+        }
+        if gradient_norm > 0 and step_norm > 0:
+            values["RegularizerStepCosine"] = product / (gradient_norm * step_norm)
+    return values
+
+
+def publish_statistics(strategy: SupervisedTemplate, values: Mapping[str, Tensor]) -> None:
+    """Publish :func:`statistics`."""
+    for name, value in values.items():
+        publish(strategy, strategy, f"Hypernet/{name}", value.item())
+
+
+def publish_movement(strategy: SupervisedTemplate, distances: Mapping[int, float]) -> None:
+    """Publish how far the weights of each task have moved, by task number."""
+    for task, distance in distances.items():
+        label = strategy.model.task_labels[task]
+        publish(strategy, strategy, f"Hypernet/WeightsMoved/Task{label:03}", distance)
+
+
+def _norm(tensors: Iterable[Tensor]) -> Tensor:
+    """Euclidean norm of all tensors together."""
+    norms = [t.detach().norm() for t in tensors]
+    return torch.stack(norms).norm() if norms else torch.zeros(())

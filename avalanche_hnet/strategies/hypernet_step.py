@@ -1,0 +1,153 @@
+"""The mathematics of an iteration of a hypernetwork, from the task's loss to θ's full gradient.
+
+von Oswald et al. 2020 (arXiv 1906.00695), section 2. Full gradients are left in the parameters'
+``grad``, where plugins and optimizers look for them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from avalanche_hnet.core.regularizers import Penalty, Regularizer
+from avalanche_hnet.core.regularizers.lookahead import Lookahead, optimizer_step, sgd_step
+
+ByParameter = dict[Tensor, Tensor]
+
+
+def weight_prior(
+    weights: Iterable[Tensor], variance: float, n_samples: int, scale: float = 1.0
+) -> Tensor:
+    """``scale`` · ‖w‖² / (2σ²N) of all weights w together, the prior N(0, σ² I) per sample.
+
+    Args:
+        weights: vectors of the same length.
+        variance: σ².
+        n_samples: N.
+        scale: how many times the mean negative log-likelihood the loss is.
+    """
+    return scale / (2 * variance * n_samples) * torch.stack([*weights]).square().sum()
+
+
+def task_gradients(
+    loss: Tensor,
+    model: nn.Module,
+    theta: Collection[Tensor],
+    previous: Iterable[Tensor] = (),
+    max_norm: float | None = None,
+    differentiable: bool = False,
+) -> ByParameter | None:
+    """Set ``grad`` of all parameters to the gradient of the task's loss.
+
+    Args:
+        loss: one number.
+        model: has the parameters, without gradients so far.
+        theta: θ.
+        previous: those of ``theta`` that get a gradient of zero if the loss gives them none: their
+            optimizer remembers others and will move them.
+        max_norm: of the gradient of all parameters together, which is scaled down to it.
+        differentiable: return gradients, too.
+
+    Returns:
+        θ's gradients with their graph, by parameter, if ``differentiable``; otherwise None.
+    """
+    gradients: ByParameter | None = None
+    if differentiable:
+        gradients = _with_graph(loss, model, theta)
+    else:
+        loss.backward()
+    for parameter in previous:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+            if gradients is not None:
+                gradients[parameter] = parameter.grad
+    factor = clip(model.parameters(), max_norm)
+    if gradients is None or factor == 1:
+        return gradients
+    return {parameter: factor * gradient for parameter, gradient in gradients.items()}
+
+
+def _with_graph(loss: Tensor, model: nn.Module, theta: Collection[Tensor]) -> ByParameter:
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    gradients = torch.autograd.grad(loss.sum(), parameters, create_graph=True, allow_unused=True)
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.grad = None if gradient is None else gradient.detach().clone()
+    pairs, wanted = zip(parameters, gradients, strict=True), set(theta)
+    return {p: g for p, g in pairs if g is not None and p in wanted}
+
+
+def look_ahead(
+    optimizer: Optimizer,
+    gradients: Mapping[Tensor, Tensor] | None,
+    lookahead: Lookahead | None,
+    differentiable: bool = False,
+) -> ByParameter:
+    """Δθ, the step along the gradient of the task's loss, by parameter.
+
+    Args:
+        optimizer: θ's.
+        gradients: by parameter; None for those in ``grad``.
+        lookahead: ``"sgd"`` for a step along the negative gradient; the optimizer's otherwise.
+        differentiable: whether Δθ is a function of ``gradients`` for autograd.
+    """
+    step = sgd_step if lookahead == "sgd" else optimizer_step
+    return step(optimizer, gradients, differentiable=differentiable)
+
+
+def penalty_ahead(
+    regularizer: Regularizer,
+    parameters: Mapping[str, Tensor],
+    step: Mapping[Tensor, Tensor],
+    scale: float = 1.0,
+) -> Penalty:
+    """The penalty with its full gradient, what flows through Δθ included.
+
+    Args:
+        regularizer: active; it says whether it looks ahead.
+        parameters: that it regularises, by name.
+        step: Δθ by parameter; what is missing is zero.
+        scale: multiplies the penalty.
+    """
+    change = {n: step[p] for n, p in parameters.items() if p in step}
+    penalty = regularizer.penalty(
+        parameters,
+        None if regularizer.lookahead is None else change,
+        through_change=regularizer.differentiable_lookahead,
+    )
+    if scale != 1:
+        penalty = penalty.scaled(scale)
+    names = [n for n in penalty.change_gradients if change[n].requires_grad]
+    if not names:
+        return penalty
+    through_change = torch.autograd.grad(
+        [change[n] for n in names],
+        [*parameters.values()],
+        [penalty.change_gradients[n] for n in names],
+        allow_unused=True,
+    )
+    gradients = {
+        name: penalty.gradients[name] if more is None else penalty.gradients[name] + more
+        for name, more in zip(parameters, through_change, strict=True)
+    }
+    return penalty._replace(gradients=gradients)
+
+
+def add_gradients(parameters: Mapping[str, Tensor], gradients: Mapping[str, Tensor]) -> None:
+    """Add ``gradients`` to the parameters' ``grad``, in the parameters' layout."""
+    for name, gradient in gradients.items():
+        parameter = parameters[name]
+        if parameter.grad is None:
+            parameter.grad = torch.empty_like(parameter).copy_(gradient)
+        else:
+            parameter.grad += gradient
+
+
+def clip(parameters: Iterable[Tensor], max_norm: float | None) -> float:
+    """Scale gradients down to ``max_norm``, their norm together; return the factor."""
+    if max_norm is None:
+        return 1.0
+    norm = float(nn.utils.clip_grad_norm_([p for p in parameters if p.grad is not None], max_norm))
+    return min(1.0, max_norm / (norm + 1e-6))

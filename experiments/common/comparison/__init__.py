@@ -1,0 +1,1 @@
+"""Comparisons of methods on a stream of experiences, with accuracies as their result."""

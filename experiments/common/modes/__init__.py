@@ -1,0 +1,1 @@
+"""Parts of gaussian_mixture: classes of points in the plane."""
