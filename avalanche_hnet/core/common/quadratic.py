@@ -23,6 +23,15 @@ class Quadratic:
     def __init__(self, weights: Mapping[str, Tensor], centres: Mapping[str, Tensor]) -> None:
         self._terms = {name: (weight, centres[name]) for name, weight in weights.items()}
 
+    @property
+    def names(self) -> list[str]:
+        """Of the parameters that take part."""
+        return [*self._terms]
+
+    def term(self, name: str) -> tuple[Tensor, Tensor]:
+        """The weights and the centres of a parameter."""
+        return self._terms[name]
+
     def __call__(self, parameters: Mapping[str, Tensor], skip: Container[str] = ()) -> Tensor:
         """The value at ``parameters``, a scalar that can be differentiated once.
 
