@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import NamedTuple
 
 import torch
@@ -15,7 +15,10 @@ from avalanche_hnet.core.posterior.step_sizes import step_size
 
 @torch.no_grad()
 def implicit_step(
-    optimizer: Optimizer, parameters: Mapping[str, Tensor], penalty: Quadratic
+    optimizer: Optimizer,
+    parameters: Mapping[str, Tensor],
+    penalty: Quadratic,
+    skip: Container[str] = (),
 ) -> None:
     """φ ← (φ + η s c) / (1 + η s), after the optimizer's own step on the rest of the loss.
 
@@ -27,10 +30,15 @@ def implicit_step(
     Args:
         optimizer: has made its step; :func:`~.step_sizes.is_known`.
         parameters: φ by name, changed in place. Those that the optimizer does not have, or has not
-            moved yet, are left alone.
+            moved yet, or that are frozen, are left alone.
         penalty: s and c by name.
+        skip: names that are left alone, too.
     """
-    names = {parameters[name]: name for name in penalty.names if name in parameters}
+    names = {
+        parameters[name]: name
+        for name in penalty.names
+        if name not in skip and parameters[name].requires_grad
+    }
     together: dict[float, list[_Pull]] = {}
     for group in optimizer.param_groups:
         for parameter in group["params"]:

@@ -2,6 +2,8 @@
 
 A gradient g that stays the same makes the optimizers of this module move an element by −η g in each
 step, momentum included. η is written as ``rate`` / ``scale``, one number and a tensor (or 1).
+
+Where an element has never had a gradient, optimizers with second moments would divide by ε alone.
 """
 
 from __future__ import annotations
@@ -42,20 +44,22 @@ def step_size(optimizer: Optimizer, group: Mapping[str, Any], parameter: Tensor)
     """The step size of a parameter in one of its optimizer's groups, after a step.
 
     Returns:
-        None if the optimizer has not moved the parameter yet.
+        None if the optimizer needs a state for its step and has not moved the parameter yet.
 
     Raises:
         KeyError: if the optimizer is none of those that :func:`is_known`.
     """
     rule, needs_state = _RULES[type(optimizer)]
     state = optimizer.state.get(parameter, {})
-    return None if needs_state and not state else rule(group, state)
+    is_missing = needs_state and not state.get("step", 0)
+    return None if is_missing else rule(group, state)
 
 
 def is_known(optimizer: Optimizer) -> bool:
     """Whether :func:`step_size` knows the optimizer's step, its options included."""
     return type(optimizer) in _RULES and not any(
-        group.get("maximize", False) for group in optimizer.param_groups
+        group.get("maximize", False) or group.get("momentum", 0) >= 1
+        for group in optimizer.param_groups
     )
 
 
