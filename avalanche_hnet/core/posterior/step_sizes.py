@@ -3,7 +3,9 @@
 A gradient g that stays the same makes the optimizers of this module move an element by −η g in each
 step, momentum included. η is written as ``rate`` / ``scale``, one number and a tensor (or 1).
 
-Where an element has never had a gradient, optimizers with second moments would divide by ε alone.
+Where an element has had no gradient yet, a second moment of zero says nothing of its steps, and
+η is the rate alone, as for SGD. With rate / ε, a prior would bring the weights of units that are
+dead in the first batches to zero at once, and they would stay dead.
 """
 
 from __future__ import annotations
@@ -58,7 +60,9 @@ def step_size(optimizer: Optimizer, group: Mapping[str, Any], parameter: Tensor)
 def is_known(optimizer: Optimizer) -> bool:
     """Whether :func:`step_size` knows the optimizer's step, its options included."""
     return type(optimizer) in _RULES and not any(
-        group.get("maximize", False) or group.get("momentum", 0) >= 1
+        group.get("maximize", False)
+        or group.get("momentum", 0) >= 1
+        or group.get("centered", False)  # a gradient that lasts has no variance to divide by
         for group in optimizer.param_groups
     )
 
@@ -88,7 +92,7 @@ def _by_second_moment(
 ) -> StepSize:
     """η = lr / (√v̂ + ε), with the correction of the bias of v taken out of the quotient."""
     root = (1 - group["betas"][1] ** float(state["step"])) ** 0.5
-    return StepSize(float(group["lr"]) * root, second.sqrt().add_(group["eps"] * root))
+    return StepSize(float(group["lr"]) * root, _scale(second, group["eps"] * root))
 
 
 def _radam(group: Mapping[str, Any], state: Mapping[str, Any]) -> StepSize:
@@ -102,25 +106,28 @@ def _radam(group: Mapping[str, Any], state: Mapping[str, Any]) -> StepSize:
         (length - 4) * (length - 2) * longest / ((longest - 4) * (longest - 2) * length)
     ) ** 0.5
     root = (1 - beta2**n_steps) ** 0.5
-    scale = state["exp_avg_sq"].sqrt().add_(group["eps"])
+    scale = _scale(state["exp_avg_sq"], group["eps"])
     return StepSize(float(group["lr"]) * rectified * root, scale)
 
 
 def _adamax(group: Mapping[str, Any], state: Mapping[str, Any]) -> StepSize:
-    return StepSize(float(group["lr"]), state["exp_inf"].clone())
+    largest = state["exp_inf"]  # ε is in it
+    return StepSize(float(group["lr"]), largest.masked_fill(largest <= group["eps"], 1))
 
 
 def _rmsprop(group: Mapping[str, Any], state: Mapping[str, Any]) -> StepSize:
-    variance = state["square_avg"]
-    if group["centered"]:
-        variance = variance.addcmul(state["grad_avg"], state["grad_avg"], value=-1)
     rate = float(group["lr"]) / (1 - group["momentum"])
-    return StepSize(rate, variance.sqrt().add_(group["eps"]))
+    return StepSize(rate, _scale(state["square_avg"], group["eps"]))
 
 
 def _adagrad(group: Mapping[str, Any], state: Mapping[str, Any]) -> StepSize:
     rate = float(group["lr"]) / (1 + (float(state["step"]) - 1) * group["lr_decay"])
-    return StepSize(rate, state["sum"].sqrt().add_(group["eps"]))
+    return StepSize(rate, _scale(state["sum"], group["eps"]))
+
+
+def _scale(second: Tensor, eps: float) -> Tensor:
+    """√v + ε, and 1 where v is zero."""
+    return second.sqrt().add_(eps).masked_fill_(second == 0, 1)
 
 
 # By exact class, since a subclass may step otherwise; with whether the rule needs a state.
