@@ -33,6 +33,7 @@ from avalanche_hnet.models.active import active_elements
 from avalanche_hnet.plugins.experience_penalty import ExperiencePenalty
 from avalanche_hnet.plugins.finite_loss import refuse_loss
 from avalanche_hnet.plugins.in_memory import store_of
+from avalanche_hnet.plugins.penalty_step import PenaltyStep, names_with_steps, warn_of_others
 from avalanche_hnet.plugins.prior_ewc_log import (
     publish_cost,
     publish_distribution,
@@ -114,6 +115,7 @@ class PriorEWCPlugin(SupervisedPlugin):
         train_from_scratch: bool = False,
         log_every: int = 50,
         generator: torch.Generator | None = None,
+        penalty_step: PenaltyStep = "implicit",
     ) -> None:
         super().__init__()
         not_negative(ewc_lambda=ewc_lambda)
@@ -124,6 +126,7 @@ class PriorEWCPlugin(SupervisedPlugin):
             raise TypeError(f"likelihood must be a Likelihood, got {likelihood!r}")
         at_least(1, log_every=log_every)
         generator_or_none(generator=generator)
+        one_of(PenaltyStep, penalty_step=penalty_step)
         self.ewc_lambda = ewc_lambda
         self.gamma = gamma
         self.fisher: FisherKind = fisher
@@ -132,8 +135,10 @@ class PriorEWCPlugin(SupervisedPlugin):
         self.train_from_scratch = train_from_scratch
         self.log_every = log_every
         self.generator = generator
+        self.penalty_step: PenaltyStep = penalty_step
         self.posterior = GaussianPosterior(prior_variance, prior_mean)
         self._experience: _CurrentExperience | None = None
+        self._has_warned = False
 
     def before_train_dataset_adaptation(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
         """Refuse what cannot be trained, before anything is changed."""
@@ -198,6 +203,12 @@ class PriorEWCPlugin(SupervisedPlugin):
         if penalty is not experience.penalty:
             self._experience = replace(experience, penalty=penalty)
 
+    def after_update(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
+        """Take the implicit steps of the penalties."""
+        penalty = self._required_experience().penalty
+        assert penalty is not None
+        penalty.after_step(strategy.optimizer)
+
     def after_training_iteration(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
         """Publish the terms of the loss, every ``log_every`` iterations."""
         experience = self._required_experience()
@@ -240,7 +251,12 @@ class PriorEWCPlugin(SupervisedPlugin):
         self.posterior.align(parameters)
         active = active_elements(strategy.model, strategy.experience)
         n_samples = len(strategy.experience.dataset)
-        return ExperiencePenalty.of(self.posterior, parameters, active, n_samples)
+        implicit: frozenset[str] = frozenset()
+        if self.penalty_step == "implicit":
+            implicit = names_with_steps(strategy.optimizer, parameters)
+            if not self._has_warned:
+                self._has_warned = warn_of_others(strategy.optimizer, parameters, implicit)
+        return ExperiencePenalty.of(self.posterior, parameters, active, n_samples, implicit)
 
     def _fisher_rows(self, n_samples: int) -> Tensor | None:
         """Numbers of the samples to take; None for all."""
