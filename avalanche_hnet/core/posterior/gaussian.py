@@ -15,6 +15,11 @@ from avalanche_hnet.core.common.arguments import (
     one_of,
     positive,
 )
+from avalanche_hnet.core.common.likelihoods import (
+    Likelihood,
+    likelihood_from_state,
+    likelihood_state,
+)
 from avalanche_hnet.core.common.quadratic import Quadratic
 from avalanche_hnet.core.posterior.gaussian_checks import (
     check_loaded,
@@ -51,6 +56,8 @@ class GaussianPosterior:
         precision: Λ by parameter name.
         known: boolean tensors by parameter name.
         prior_variance: σ².
+        likelihood: that it was learned with, for predictions; None if not known. The state has
+            it, unless it is of a user's own class.
 
     Raises:
         TypeError, ValueError: if ``prior_variance`` is not a positive number or ``prior_mean`` not
@@ -62,6 +69,7 @@ class GaussianPosterior:
         one_of(PriorMean, prior_mean=prior_mean)
         self.prior_variance = float(prior_variance)
         self._prior_mean_kind = prior_mean
+        self.likelihood: Likelihood | None = None
         self.mean: dict[str, Tensor] = {}
         self.precision: dict[str, Tensor] = {}
         self.known: dict[str, Tensor] = {}
@@ -213,6 +221,7 @@ class GaussianPosterior:
             "mean": dict(self.mean),
             "precision": dict(self.precision),
             "known": dict(self.known),
+            "likelihood": likelihood_state(self.likelihood),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -222,6 +231,7 @@ class GaussianPosterior:
             ValueError: if ``state`` is not such a dictionary or has another prior variance.
         """
         check_state(state, self.state_dict())
+        self.likelihood = likelihood_from_state(state.get("likelihood"))
         names = state["mean"].keys()
         fields = ("prior_mean", "mean", "precision", "known")
         for field, tensors in zip(fields, self._tensors(), strict=True):
