@@ -94,18 +94,33 @@ class Categorical(Likelihood):
         return drawn.view(probabilities.shape[:-1])
 
     def fisher_factors(self, outputs: Tensor) -> Iterator[Tensor]:
-        probabilities = outputs.flatten(2).softmax(1) if outputs.dim() > 2 else outputs.softmax(1)
-        by_position = probabilities.reshape(*outputs.shape[:2], -1)
+        """Of each position and label and, where gradients have means, those of all positions.
+
+        The labels of positions are independent, so that E[g gᵀ] = Σ_positions Cov g + E[g] E[g]ᵀ.
+        Of a plain cross-entropy, or a single position, the second term is not needed.
+        """
+        by_position = outputs.flatten(2) if outputs.dim() > 2 else outputs.unsqueeze(2)
+        by_position = by_position.softmax(1)
         shares = self._shares(outputs)
+        means = None
+        if by_position.shape[2] > 1 and not self._is_plain(outputs.shape[1]):
+            means = torch.einsum("bcp,cd->bdp", by_position, shares)  # of S_y, over labels y
+            means = means.sum(1, keepdim=True) * by_position - means
         for position in range(by_position.shape[2]):
             p = by_position[:, :, position]
             for label in range(p.shape[1]):
-                if label == self.ignore_index or not p[:, label].any():  # no sample can have it
+                if not p[:, label].any():  # a masked unit: no sample can have this label
                     continue
-                residual = shares[label].sum() * p - shares[label]
+                gradient = shares[label].sum() * p - shares[label]
+                if means is not None:
+                    gradient = gradient - means[:, :, position]
+                elif label == self.ignore_index:
+                    continue
                 factor = torch.zeros_like(by_position)
-                factor[:, :, position] = p[:, label, None].sqrt() * residual
+                factor[:, :, position] = p[:, label, None].sqrt() * gradient
                 yield factor.view(outputs.shape)
+        if means is not None:
+            yield means.view(outputs.shape)
 
     def criterion_scale(self, criterion: object, outputs: Tensor, targets: Tensor) -> float:
         criterion = as_module(criterion)
@@ -158,4 +173,12 @@ class Categorical(Likelihood):
         weights = self._weights(outputs)
         weights = outputs.new_ones(n_classes) if weights is None else weights
         smooth = self.label_smoothing
-        return (1 - smooth) * weights.diag() + smooth / n_classes * weights
+        shares = (1 - smooth) * weights.diag() + smooth / n_classes * weights
+        if 0 <= self.ignore_index < n_classes:
+            shares[self.ignore_index] = 0
+        return shares
+
+    def _is_plain(self, n_classes: int) -> bool:
+        """Whether the NLL is that of labels, whose gradient has the mean zero."""
+        is_weighted = self.class_weights is not None or self.label_smoothing > 0
+        return not is_weighted and not 0 <= self.ignore_index < n_classes
