@@ -78,10 +78,10 @@ def _check_classes(
         return  # no logits of classes at all, as the likelihood will say
     if targets.shape != outputs.shape[:1] + outputs.shape[2:]:
         return
-    known = {int(c) for c in targets.unique().tolist()}
-    known = (known if classes is None else known | {int(c) for c in classes}) - {
-        likelihood.ignore_index
-    }
+    known = {int(c) for c in targets.unique().tolist()} - {likelihood.ignore_index}
+    stated = {int(c) for c in classes or ()} - {likelihood.ignore_index}
+    if known <= stated:  # otherwise a transform has renamed them, or there are replayed ones
+        known = stated
     if known and not 0 <= min(known) <= max(known) < outputs.shape[1]:
         raise ValueError(
             f"targets are class labels from {min(known)} to {max(known)}, but the model has "
