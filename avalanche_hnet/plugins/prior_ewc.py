@@ -24,10 +24,15 @@ from avalanche_hnet.core.common.arguments import (
     one_of,
 )
 from avalanche_hnet.core.common.evaluation import undisturbed
-from avalanche_hnet.core.common.likelihoods import Likelihood, resolve_likelihood
+from avalanche_hnet.core.common.likelihoods import (
+    Likelihood,
+    check_first_batch,
+    resolve_likelihood,
+)
 from avalanche_hnet.core.fisher.batch_statistics import refuse_batch_statistics
 from avalanche_hnet.core.fisher.diagonal import FisherKind, diagonal_fisher
 from avalanche_hnet.core.posterior.gaussian import GaussianPosterior, PriorMean
+from avalanche_hnet.data.experiences import stated_classes
 from avalanche_hnet.data.in_order import batches_in_order
 from avalanche_hnet.models.active import active_elements
 from avalanche_hnet.plugins.experience_penalty import ExperiencePenalty
@@ -83,9 +88,11 @@ class PriorEWCPlugin(SupervisedPlugin):
         gamma: γ in [0, 1], how much of the precision from data is kept at each experience.
         fisher: ``"empirical"``, ``"sampled"`` or ``"exact"``, see :func:`diagonal_fisher`.
         n_fisher: number of samples for the Fisher, drawn at random; all by default.
-        likelihood: by default read off the criterion: categorical for ``CrossEntropyLoss``,
-            Gaussian with standard deviation 1 for ``MSELoss``. Must be given for any other
-            criterion, which is then taken for its mean negative logarithm.
+        likelihood: by default read off the criterion: categorical for ``CrossEntropyLoss`` and
+            ``NLLLoss``, with their weights, smoothing and ``ignore_index``; Gaussian with standard
+            deviation 1 for ``MSELoss``; Bernoulli for ``BCEWithLogitsLoss``; likewise for their
+            functions. Must be given for any other criterion, which is then taken for its mean
+            negative logarithm.
         prior_mean: ``"zero"``, or ``"initial"``: the weights before their first experience.
         train_from_scratch: forget the posterior at every experience, so that each is trained
             with the prior alone. The weights are not reset.
@@ -100,7 +107,8 @@ class PriorEWCPlugin(SupervisedPlugin):
     Raises:
         TypeError, ValueError: if an argument is out of its range. At the start of an experience:
             if the criterion's likelihood is unknown, the experience is empty, or the posterior
-            was loaded from another architecture. While training: if the loss is not finite.
+            was loaded from another architecture. At its first batch: if the outputs or targets
+            do not fit the likelihood. While training: if the loss is not finite.
     """
 
     def __init__(
@@ -169,11 +177,24 @@ class PriorEWCPlugin(SupervisedPlugin):
         if self._experience is not None:
             self._experience = replace(self._experience, penalty=None)
 
+    def after_forward(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
+        """Refuse a first batch that does not fit the likelihood."""
+        if strategy.clock.train_exp_iterations == 0:
+            check_first_batch(
+                self._required_experience().likelihood,
+                strategy._criterion,
+                strategy.mb_output,
+                strategy.mb_y,
+                stated_classes(strategy.experience),
+            )
+
     def before_backward(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
         """Add the prior's and the earlier experiences' penalties to the loss."""
         experience = self._required_experience()
         penalty = experience.penalty or self._penalty_of(strategy)
-        scale = experience.likelihood.criterion_scale(strategy._criterion, strategy.mb_output)
+        scale = experience.likelihood.criterion_scale(
+            strategy._criterion, strategy.mb_output, strategy.mb_y
+        )
         scale /= penalty.n_samples
         penalty = penalty.with_strengths(scale, scale * self.ewc_lambda)
         prior, ewc = penalty.values()
@@ -237,6 +258,7 @@ class PriorEWCPlugin(SupervisedPlugin):
         publish_cost(strategy, self, seconds, len(dataset) if rows is None else len(rows))
         publish_distribution(strategy, self, "Fisher", _select(fisher, active))
         self.posterior.update(parameters, fisher, len(dataset), active, self.gamma)
+        self.posterior.likelihood = experience.likelihood
         log_precision = _select(self.posterior.precision, active).log()
         publish_distribution(strategy, self, "LogPrecision", log_precision)
         self._experience = replace(experience, penalty=None)  # and let go of the model

@@ -9,7 +9,7 @@ from avalanche.training.utils import _at_task_boundary
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from avalanche_hnet.core.common.likelihoods import Likelihood, resolve_likelihood
+from avalanche_hnet.core.common.likelihoods import Likelihood, likelihood_of, resolve_likelihood
 from avalanche_hnet.core.regularizers import Experience, Regularizer
 from avalanche_hnet.data.experiences import labels_of, whole
 from avalanche_hnet.data.loader import InMemoryLoader
@@ -174,7 +174,7 @@ class HypernetTemplate(SupervisedTemplate):
     def criterion(self) -> Tensor:
         """The loss with the prior, after a check of the targets at the start of an experience."""
         if self.is_training and self.clock.train_exp_iterations == 0:
-            requirements.check_targets(self)
+            requirements.check_targets(self, self._resolved_likelihood)
         loss: Tensor = super().criterion()
         if self.prior_variance is None or not self.is_training:
             return loss
@@ -257,13 +257,15 @@ class HypernetTemplate(SupervisedTemplate):
     def _criterion_scale(self) -> float:
         """How many times the mean negative log-likelihood the criterion is."""
         assert self._resolved_likelihood is not None
-        return self._resolved_likelihood.criterion_scale(self._criterion, self.mb_output)
+        return self._resolved_likelihood.criterion_scale(self._criterion, self.mb_output, self.mb_y)
 
     def _before_training_exp(self, **kwargs: Any) -> None:
         requirements.check_experience(self.experience)
         needs_fisher = self.regularizer is not None and self.regularizer.needs_fisher
-        if needs_fisher or self.prior_variance is not None:
+        if needs_fisher or self.prior_variance is not None or self.likelihood is not None:
             self._resolved_likelihood = resolve_likelihood(self.likelihood, self._criterion)
+        else:
+            self._resolved_likelihood = likelihood_of(self._criterion)
         super()._before_training_exp(**kwargs)
 
     def _before_training_iteration(self, **kwargs: Any) -> None:

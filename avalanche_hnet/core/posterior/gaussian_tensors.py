@@ -33,7 +33,11 @@ class GaussianTensors(NamedTuple):
         changed = {
             name: parameter.detach()
             for name, parameter in parameters.items()
-            if (not fits(self.mean[name], parameter) if name in self.mean else parameter.requires_grad)
+            if (
+                not fits(self.mean[name], parameter)
+                if name in self.mean
+                else parameter.requires_grad
+            )
         }
         if not changed and self.mean.keys() <= parameters.keys():
             return self
