@@ -100,6 +100,13 @@ class PriorEWCPlugin(SupervisedPlugin):
             on (where the penalty of what is known is still zero).
         generator: draws the samples of ``n_fisher`` and the labels of ``fisher="sampled"``; by
             default they come from PyTorch's global state, which is then put back as it was.
+        penalty_step: ``"implicit"``: after the optimizer's step on the criterion alone, the
+            proximal step of prior and EWC with the optimizer's step size of each element, which is
+            stable for every λ (Parikh & Boyd 2014, *Proximal algorithms*, section 4.2).
+            ``"gradient"``: their gradient is part of the loss's, as in Kirkpatrick et al. 2017,
+            which diverges where step size times penalty exceeds 2. Both have the same minimum. What
+            is published, and the value of ``strategy.loss``, do not depend on it. With optimizers
+            whose step size is not known, a warning says that the gradient is used.
 
     Attributes:
         posterior: the :class:`GaussianPosterior`; save and load it with its ``state_dict``.

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 from avalanche.training import JointTraining, Naive
@@ -96,7 +97,7 @@ METHODS: dict[str, Method] = {
         },
     ),
     "prior-ewc": Method(
-        plugin=PriorEWCPlugin,
+        plugin=partial(PriorEWCPlugin, penalty_step="gradient"),  # as the strengths were chosen
         strengths={
             "split-digits": {"task": 1e5, "domain": 1e4, "class": 1e4},
             "split-mnist": _everywhere(100.0),
