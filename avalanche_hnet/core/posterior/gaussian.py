@@ -185,7 +185,9 @@ class GaussianPosterior:
         known = {n: k | active[n] if n in active else k for n, k in known.items()}
         mean = {n: torch.where(known[n], parameters[n], m) for n, m in mean.items()}
         prior_precision = 1 / self.prior_variance
-        precision = {n: (p - prior_precision) * gamma + prior_precision for n, p in precision.items()}
+        precision = {
+            n: (p - prior_precision) * gamma + prior_precision for n, p in precision.items()
+        }
         for name in precision.keys() & active.keys() & fisher.keys():
             of_data = fisher[name].to(precision[name]) * n_samples
             precision[name] += torch.where(active[name], of_data, 0)
