@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from avalanche.models.utils import is_multi_task_module
-from avalanche.training import JointTraining
 from avalanche.training.plugins import SupervisedPlugin
 from avalanche.training.templates import SupervisedTemplate
 from torch import Tensor
@@ -39,6 +38,11 @@ from avalanche_hnet.plugins.experience_penalty import ExperiencePenalty
 from avalanche_hnet.plugins.finite_loss import refuse_loss
 from avalanche_hnet.plugins.in_memory import store_of
 from avalanche_hnet.plugins.penalty_step import PenaltyStep, names_with_steps, warn_of_others
+from avalanche_hnet.plugins.prior_ewc_checks import (
+    refuse_other_model,
+    refuse_strategy,
+    warn_of_prior,
+)
 from avalanche_hnet.plugins.prior_ewc_log import (
     publish_cost,
     publish_distribution,
@@ -98,6 +102,12 @@ class PriorEWCPlugin(SupervisedPlugin):
             with the prior alone. The weights are not reset.
         log_every: iterations between two published losses, from the first of each experience
             on (where the penalty of what is known is still zero).
+        penalty_step: how the penalties act. ``"implicit"``: after the optimizer's step on the rest
+            of the loss, by the step φ ← (φ + η s c)/(1 + η s) of a penalty ½ s (φ − c)², with η
+            the step size of each element (:func:`implicit_step`), which is stable for every λ.
+            ``"gradient"``: as part of the loss that is differentiated, which diverges with SGD
+            where η s > 2. Both come to rest at the same weights. What an optimizer's step size is
+            not known for has the gradient, with a warning. Either way the loss has the value.
         generator: draws the samples of ``n_fisher`` and the labels of ``fisher="sampled"``; by
             default they come from PyTorch's global state, which is then put back as it was.
         penalty_step: ``"implicit"``: after the optimizer's step on the criterion alone, the
@@ -153,20 +163,14 @@ class PriorEWCPlugin(SupervisedPlugin):
         self.penalty_step: PenaltyStep = penalty_step
         self.posterior = GaussianPosterior(prior_variance, prior_mean)
         self._experience: _CurrentExperience | None = None
-        self._has_warned = False
+        self._model_id: int | None = None  # rather than the model, which would be saved with it
+        self._has_warned_of_steps = self._has_warned_of_prior = False
 
     def before_train_dataset_adaptation(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
         """Refuse what cannot be trained, before anything is changed."""
-        if len(strategy.experience.dataset) == 0:
-            raise ValueError(
-                f"experience {strategy.experience.current_experience} is empty; "
-                "PriorEWCPlugin needs at least one sample"
-            )
-        if isinstance(strategy, JointTraining):
-            raise ValueError(
-                "PriorEWCPlugin has nothing to protect in JointTraining, which trains on all "
-                "experiences at once; use JointTraining without it"
-            )
+        refuse_strategy(self, strategy)
+        if self._model_id not in (None, id(strategy.model)) and not self.train_from_scratch:
+            refuse_other_model(self.posterior, strategy.model)
         likelihood = resolve_likelihood(self.likelihood, strategy._criterion)
         self._experience = _CurrentExperience(likelihood)
         with undisturbed(strategy.model):
@@ -214,6 +218,8 @@ class PriorEWCPlugin(SupervisedPlugin):
                 f"EWC {ewc.item()}"
             )
             refuse_loss(strategy, parts, "learning rate or ewc_lambda")
+        if not (self._has_warned_of_prior or strategy.clock.train_exp_iterations):
+            self._has_warned_of_prior = warn_of_prior(prior.item(), strategy.loss.item())
         strategy.loss = total
         losses = experience.losses
         if logs:
@@ -268,6 +274,7 @@ class PriorEWCPlugin(SupervisedPlugin):
         self.posterior.likelihood = experience.likelihood
         log_precision = _select(self.posterior.precision, active).log()
         publish_distribution(strategy, self, "LogPrecision", log_precision)
+        self._model_id = id(strategy.model)
         self._experience = replace(experience, penalty=None)  # and let go of the model
 
     def _required_experience(self) -> _CurrentExperience:
@@ -283,8 +290,8 @@ class PriorEWCPlugin(SupervisedPlugin):
         implicit: frozenset[str] = frozenset()
         if self.penalty_step == "implicit":
             implicit = names_with_steps(strategy.optimizer, parameters)
-            if not self._has_warned:
-                self._has_warned = warn_of_others(strategy.optimizer, parameters, implicit)
+            if not self._has_warned_of_steps:
+                self._has_warned_of_steps = warn_of_others(strategy.optimizer, parameters, implicit)
         return ExperiencePenalty.of(self.posterior, parameters, active, n_samples, implicit)
 
     def _fisher_rows(self, n_samples: int) -> Tensor | None:

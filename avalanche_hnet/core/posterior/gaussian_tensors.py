@@ -33,11 +33,8 @@ class GaussianTensors(NamedTuple):
         changed = {
             name: parameter.detach()
             for name, parameter in parameters.items()
-            if (
-                not fits(self.mean[name], parameter)
-                if name in self.mean
-                else parameter.requires_grad
-            )
+            if (name in self.mean or parameter.requires_grad)
+            and not (name in self.mean and fits(self.mean[name], parameter))
         }
         if not changed and self.mean.keys() <= parameters.keys():
             return self
