@@ -33,6 +33,7 @@ from avalanche_hnet.models.active import active_elements
 from avalanche_hnet.plugins.experience_penalty import ExperiencePenalty
 from avalanche_hnet.plugins.finite_loss import refuse_loss
 from avalanche_hnet.plugins.in_memory import store_of
+from avalanche_hnet.plugins.model_checks import ModelChecks
 from avalanche_hnet.plugins.prior_ewc_log import (
     publish_cost,
     publish_distribution,
@@ -134,6 +135,7 @@ class PriorEWCPlugin(SupervisedPlugin):
         self.generator = generator
         self.posterior = GaussianPosterior(prior_variance, prior_mean)
         self._experience: _CurrentExperience | None = None
+        self._checks = ModelChecks()
 
     def before_train_dataset_adaptation(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
         """Refuse what cannot be trained, before anything is changed."""
@@ -151,10 +153,12 @@ class PriorEWCPlugin(SupervisedPlugin):
         self._experience = _CurrentExperience(likelihood)
         with undisturbed(strategy.model):
             refuse_batch_statistics(strategy.model)
+        self._checks.before_adaptation(strategy, self.posterior)
 
     def before_training_exp(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
         """Take in the model as it is now, with the heads of this experience."""
         # Only to refuse what does not fit: other plugins may still change the model.
+        self._checks.before_training(strategy, self.posterior)
         self._penalty_of(strategy)
         if self.train_from_scratch:
             self.posterior.forget()
@@ -167,6 +171,7 @@ class PriorEWCPlugin(SupervisedPlugin):
     def before_backward(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
         """Add the prior's and the earlier experiences' penalties to the loss."""
         experience = self._required_experience()
+        self._checks.before_backward(strategy)
         penalty = experience.penalty or self._penalty_of(strategy)
         scale = experience.likelihood.criterion_scale(strategy._criterion, strategy.mb_output)
         scale /= penalty.n_samples
@@ -229,6 +234,7 @@ class PriorEWCPlugin(SupervisedPlugin):
         log_precision = _select(self.posterior.precision, active).log()
         publish_distribution(strategy, self, "LogPrecision", log_precision)
         self._experience = replace(experience, penalty=None)  # and let go of the model
+        self._checks.after_training(strategy.model, is_kept=not self.train_from_scratch)
 
     def _required_experience(self) -> _CurrentExperience:
         assert self._experience is not None  # an iteration belongs to an experience
