@@ -37,6 +37,7 @@ from avalanche_hnet.models.active import active_elements
 from avalanche_hnet.plugins.experience_penalty import ExperiencePenalty
 from avalanche_hnet.plugins.finite_loss import refuse_loss
 from avalanche_hnet.plugins.in_memory import store_of
+from avalanche_hnet.plugins.model_checks import ModelChecks
 from avalanche_hnet.plugins.penalty_step import PenaltyStep, names_with_steps, warn_of_others
 from avalanche_hnet.plugins.prior_ewc_checks import (
     refuse_other_model,
@@ -165,6 +166,7 @@ class PriorEWCPlugin(SupervisedPlugin):
         self._experience: _CurrentExperience | None = None
         self._model_id: int | None = None  # rather than the model, which would be saved with it
         self._has_warned_of_steps = self._has_warned_of_prior = False
+        self._checks = ModelChecks()
 
     def before_train_dataset_adaptation(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
         """Refuse what cannot be trained, before anything is changed."""
@@ -175,10 +177,12 @@ class PriorEWCPlugin(SupervisedPlugin):
         self._experience = _CurrentExperience(likelihood)
         with undisturbed(strategy.model):
             refuse_batch_statistics(strategy.model)
+        self._checks.before_adaptation(strategy, self.posterior)
 
     def before_training_exp(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
         """Take in the model as it is now, with the heads of this experience."""
         # Only to refuse what does not fit: other plugins may still change the model.
+        self._checks.before_training(strategy, self.posterior)
         self._penalty_of(strategy)
         if self.train_from_scratch:
             self.posterior.forget()
@@ -202,6 +206,7 @@ class PriorEWCPlugin(SupervisedPlugin):
     def before_backward(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
         """Add the prior's and the earlier experiences' penalties to the loss."""
         experience = self._required_experience()
+        self._checks.before_backward(strategy)
         penalty = experience.penalty or self._penalty_of(strategy)
         scale = experience.likelihood.criterion_scale(
             strategy._criterion, strategy.mb_output, strategy.mb_y
@@ -276,6 +281,7 @@ class PriorEWCPlugin(SupervisedPlugin):
         publish_distribution(strategy, self, "LogPrecision", log_precision)
         self._model_id = id(strategy.model)
         self._experience = replace(experience, penalty=None)  # and let go of the model
+        self._checks.after_training(strategy.model, is_kept=not self.train_from_scratch)
 
     def _required_experience(self) -> _CurrentExperience:
         assert self._experience is not None  # an iteration belongs to an experience
