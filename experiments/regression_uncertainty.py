@@ -83,7 +83,6 @@ def learn(options: UncertaintyOptions, seed: int, folder: Path) -> list[TaskResu
         likelihood=Gaussian(options.noise_std),
         prior_mean=options.prior_mean,
         log_every=100,
-        penalty_step="gradient",  # as the strength was chosen
     )
     with tqdm(total=options.iterations * n_tasks, disable=None) as progress:
         progress.set_description(f"{options.head} head, seed {seed}")

@@ -111,12 +111,12 @@ class PriorEWCPlugin(SupervisedPlugin):
             not known for has the gradient, with a warning. Either way the loss has the value.
         generator: draws the samples of ``n_fisher`` and the labels of ``fisher="sampled"``; by
             default they come from PyTorch's global state, which is then put back as it was.
-        penalty_step: ``"implicit"``: after the optimizer's step on the criterion alone, the
-            proximal step of prior and EWC with the optimizer's step size of each element, which is
-            stable for every λ (Parikh & Boyd 2014, *Proximal algorithms*, section 4.2).
-            ``"gradient"``: their gradient is part of the loss's, as in Kirkpatrick et al. 2017,
-            which diverges where step size times penalty exceeds 2. Both have the same minimum. What
-            is published, and the value of ``strategy.loss``, do not depend on it. With optimizers
+        penalty_step: ``"gradient"``: the gradient of prior and EWC is part of the loss's, as in
+            Kirkpatrick et al. 2017, which diverges where step size times penalty exceeds 2.
+            ``"implicit"``: after the optimizer's step on the criterion alone, their proximal step
+            with the optimizer's step size of each element, which is stable for every λ (Parikh &
+            Boyd 2014, *Proximal algorithms*, section 4.2). Both have the same minimum. What is
+            published, and the value of ``strategy.loss``, do not depend on it. With optimizers
             whose step size is not known, a warning says that the gradient is used.
 
     Attributes:
@@ -141,7 +141,7 @@ class PriorEWCPlugin(SupervisedPlugin):
         train_from_scratch: bool = False,
         log_every: int = 50,
         generator: torch.Generator | None = None,
-        penalty_step: PenaltyStep = "implicit",
+        penalty_step: PenaltyStep = "gradient",
     ) -> None:
         super().__init__()
         not_negative(ewc_lambda=ewc_lambda)

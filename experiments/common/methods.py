@@ -18,7 +18,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 from avalanche.training import JointTraining, Naive
@@ -97,7 +96,7 @@ METHODS: dict[str, Method] = {
         },
     ),
     "prior-ewc": Method(
-        plugin=partial(PriorEWCPlugin, penalty_step="gradient"),  # as the strengths were chosen
+        plugin=PriorEWCPlugin,
         strengths={
             "split-digits": {"task": 1e5, "domain": 1e4, "class": 1e4},
             "split-mnist": _everywhere(100.0),
