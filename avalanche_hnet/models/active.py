@@ -29,9 +29,9 @@ def active_elements(model: nn.Module, experience: CLExperience) -> dict[str, Ten
 
     All elements are True but those that the loss of the experience cannot depend on: heads of
     other tasks in Avalanche's ``MultiHeadClassifier``, units of classes that it or
-    ``IncrementalClassifier`` masks, later columns of a ``PNN``, weights that ``PackNetModel`` has
-    pruned, the detached ``FeatureExtractorBackbone``, and what modules with a method
-    ``active_elements`` (:class:`HasActiveElements`) leave out. Such modules may stand anywhere in the model; where
+    ``IncrementalClassifier`` masks, later columns of a ``PNN``, the detached
+    ``FeatureExtractorBackbone``, and what modules with a method ``active_elements``
+    (:class:`HasActiveElements`) leave out. Such modules may stand anywhere in the model; where
     one contains another, an element is active only if both say so.
 
     Args:
@@ -49,7 +49,9 @@ def active_elements(model: nn.Module, experience: CLExperience) -> dict[str, Ten
     for prefix, module in model.named_modules():
         parameters = dict(module.named_parameters())
         says_it_itself = isinstance(module, HasActiveElements)
-        masks = module.active_elements(experience) if says_it_itself else masks_of(module, experience)
+        masks = (
+            module.active_elements(experience) if says_it_itself else masks_of(module, experience)
+        )
         for name, mask in masks.items():
             full_name = f"{prefix}.{name}" if prefix else name
             _check_mask(full_name, mask, parameters.get(name))

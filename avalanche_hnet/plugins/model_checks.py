@@ -37,9 +37,7 @@ class ModelChecks:
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_trained": {}}  # references to parameters cannot be copied
 
-    def before_adaptation(
-        self, strategy: SupervisedTemplate, posterior: GaussianPosterior
-    ) -> None:
+    def before_adaptation(self, strategy: SupervisedTemplate, posterior: GaussianPosterior) -> None:
         """Refuse modules by name, and parameters that were replaced since the last experience."""
         refuse_modules(strategy.model)
         refuse_replaced(posterior, strategy.model, self._trained)
