@@ -29,10 +29,10 @@ def active_elements(model: nn.Module, experience: CLExperience) -> dict[str, Ten
 
     All elements are True but those that the loss of the experience cannot depend on: heads of
     other tasks in Avalanche's ``MultiHeadClassifier``, units of classes that it or
-    ``IncrementalClassifier`` masks, later columns of a ``PNN``, weights that ``PackNetModel`` has
-    pruned, the detached ``FeatureExtractorBackbone``, and what modules with a method
-    ``active_elements`` (:class:`HasActiveElements`) leave out. Such modules may stand anywhere in
-    the model; where one contains another, an element is active only if both say so.
+    ``IncrementalClassifier`` masks, later columns of a ``PNN``, the detached
+    ``FeatureExtractorBackbone``, and what modules with a method ``active_elements``
+    (:class:`HasActiveElements`) leave out. Such modules may stand anywhere in the model; where
+    one contains another, an element is active only if both say so.
 
     Args:
         model: any module.

@@ -8,7 +8,6 @@ from functools import singledispatch
 import torch
 from avalanche.benchmarks import CLExperience
 from avalanche.models import IncrementalClassifier, MultiHeadClassifier
-from avalanche.models.packnet import WeightAndBiasPackNetModule
 from avalanche.models.pnn import PNNLayer
 from avalanche.models.utils import FeatureExtractorBackbone
 from torch import Tensor, nn
@@ -58,13 +57,6 @@ def _(module: PNNLayer, experience: CLExperience) -> Mapping[str, Tensor]:
         f"columns.{name}": torch.tensor(int(name.split(".")[0]) <= last)
         for name, _ in module.columns.named_parameters()
     }
-
-
-@masks_of.register
-def _(module: WeightAndBiasPackNetModule, experience: CLExperience) -> Mapping[str, Tensor]:
-    """A task sees the weights that it and the tasks before it kept; the rest are pruned."""
-    seen = module.task_index <= min(max(labels_of(experience)), module.task_count)
-    return {"wrappee.weight": seen & ~module.pruned_mask}
 
 
 @masks_of.register

@@ -14,6 +14,7 @@ from avalanche.models import (
     SLDAResNetModel,
     TrainEvalModel,
 )
+from avalanche.models.packnet import PackNetModel
 from torch import nn
 
 
@@ -78,6 +79,14 @@ def _(module: ExpertGate) -> str:
     return (
         "each task has a network of its own, so there is nothing to protect, and in evaluation "
         "mode the whole batch chooses which one runs; leave the plugin out"
+    )
+
+
+@_objection.register
+def _(module: PackNetModel) -> str:
+    return (
+        "it freezes the weights of each task itself, so there is nothing to protect, and its "
+        "frozen and pruned weights have no gradients for a Fisher; leave the plugin out"
     )
 
 
