@@ -41,6 +41,7 @@ def padded(old, new):
     return torch.cat([old, old.new_zeros(len(new) - len(old), *new.shape[1:])])
 
 
+@pytest.mark.filterwarnings("ignore:the prior adds")
 @pytest.mark.parametrize("name", RIGHT)
 def test_posterior_is_that_of_single_samples(name):
     case = RIGHT[name]

@@ -14,7 +14,6 @@ from avalanche.models import (
     IncrementalClassifier,
     LeNet5,
     MlpVAE,
-    MTSimpleCNN,
     MTSimpleMLP,
     MTSimpleSequenceClassifier,
     MTSlimResNet18,
@@ -108,7 +107,6 @@ RIGHT = {
     "MultiHeadClassifier with unique classes": right(head(), True, offset=True),
     "as_multitask": right(lambda: as_multitask(SimpleMLP(2, 6, 8), "classifier"), True),
     "MTSimpleMLP": right(lambda: MTSimpleMLP(6, 8), True),
-    "MTSimpleCNN": right(MTSimpleCNN, True, IMAGE),
     "MTSimpleSequenceClassifier": right(lambda: MTSimpleSequenceClassifier(4, 5), True, (3, 4)),
     "MTSlimResNet18": right(
         lambda: MTSlimResNet18(2, nf=1), True, (3, 32, 32), lambda: [TaskStatisticsPlugin()]
