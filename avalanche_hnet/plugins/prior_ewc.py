@@ -95,14 +95,12 @@ class PriorEWCPlugin(SupervisedPlugin):
         n_fisher: number of samples for the Fisher, drawn at random; all by default.
         likelihood: by default read off the criterion: categorical for ``CrossEntropyLoss`` and
             ``NLLLoss``, with their weights, smoothing and ``ignore_index``; Gaussian with standard
-            deviation 1 for ``MSELoss``; Bernoulli for ``BCEWithLogitsLoss``; likewise for their
-            functions. Must be given for any other criterion, which is then taken for its mean
-            negative logarithm.
+            deviation 1 for ``MSELoss``; Bernoulli for ``BCEWithLogitsLoss``; or their functions.
+            Of any other criterion, that whose mean negative logarithm it is taken for.
         prior_mean: ``"zero"``, or ``"initial"``: the weights before their first experience.
         train_from_scratch: forget the posterior at every experience, so that each is trained
             with the prior alone. The weights are not reset.
-        log_every: iterations between two published losses, from the first of each experience
-            on (where the penalty of what is known is still zero).
+        log_every: iterations between two published losses, from the first of each experience on.
         penalty_step: how the penalties act. ``"implicit"``: after the optimizer's step on the rest
             of the loss, by the step φ ← (φ + η s c)/(1 + η s) of a penalty ½ s (φ − c)², with η
             the step size of each element (:func:`implicit_step`), which is stable for every λ.
@@ -111,22 +109,18 @@ class PriorEWCPlugin(SupervisedPlugin):
             not known for has the gradient, with a warning. Either way the loss has the value.
         generator: draws the samples of ``n_fisher`` and the labels of ``fisher="sampled"``; by
             default they come from PyTorch's global state, which is then put back as it was.
-        penalty_step: ``"gradient"``: the gradient of prior and EWC is part of the loss's, as in
-            Kirkpatrick et al. 2017, which diverges where step size times penalty exceeds 2.
-            ``"implicit"``: after the optimizer's step on the criterion alone, their proximal step
-            with the optimizer's step size of each element, which is stable for every λ (Parikh &
-            Boyd 2014, *Proximal algorithms*, section 4.2). Both have the same minimum. What is
-            published, and the value of ``strategy.loss``, do not depend on it. With optimizers
-            whose step size is not known, a warning says that the gradient is used.
+        penalty_step: ``"gradient"``: the gradient of prior and EWC is part of the loss's.
+            ``"implicit"``: their proximal step follows the optimizer's, which is stable for every λ
+            (Parikh & Boyd 2014, *Proximal algorithms*, section 4.2), where the size of its steps is
+            known. What is published, and ``strategy.loss``, do not depend on it.
 
     Attributes:
         posterior: the :class:`GaussianPosterior`; save and load it with its ``state_dict``.
 
     Raises:
         TypeError, ValueError: if an argument is out of its range. At the start of an experience:
-            if the criterion's likelihood is unknown, the experience is empty, or the posterior
-            was loaded from another architecture. At its first batch: if the outputs or targets
-            do not fit the likelihood. While training: if the loss is not finite.
+            if it is empty, its first batch does not fit the likelihood, or the posterior is that
+            of another model. While training: if the loss is not finite.
     """
 
     def __init__(
