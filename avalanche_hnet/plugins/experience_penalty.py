@@ -7,9 +7,11 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from avalanche_hnet.core.common.quadratic import Quadratic
 from avalanche_hnet.core.posterior.gaussian import GaussianPosterior
+from avalanche_hnet.core.posterior.implicit import implicit_step
 
 _NOTHING = Quadratic({}, {})
 
@@ -29,6 +31,8 @@ class ExperiencePenalty:
         dormant: names of other tasks' heads that lie at their posterior mean. As long as nothing
             moves them they must not get gradients, not even zeros: an optimizer's momentum would
             move them.
+        implicit: names of parameters that feel the penalties in implicit steps; the others in the
+            gradient of the loss.
         strengths: factors of the prior and of EWC; None before they are known.
         prior: the term of the prior, with its factor.
         ewc: the term of EWC, with its factor.
@@ -39,6 +43,7 @@ class ExperiencePenalty:
     active: Mapping[str, Tensor]
     n_samples: int
     dormant: frozenset[str]
+    implicit: frozenset[str] = frozenset()
     strengths: tuple[float, float] | None = None
     prior: Quadratic = _NOTHING
     ewc: Quadratic = _NOTHING
@@ -50,14 +55,15 @@ class ExperiencePenalty:
         parameters: Mapping[str, nn.Parameter],
         active: Mapping[str, Tensor],
         n_samples: int,
+        implicit: frozenset[str] = frozenset(),
     ) -> ExperiencePenalty:
         """The penalty of an experience with N samples, for a posterior aligned to the model."""
         dormant = {
             name
             for name, mask in active.items()
-            if not mask.any() and torch.equal(parameters[name], posterior.mean[name])
+            if not mask.any() and bool((parameters[name] == posterior.mean[name]).all())
         }
-        return cls(posterior, parameters, active, n_samples, frozenset(dormant))
+        return cls(posterior, parameters, active, n_samples, frozenset(dormant), implicit)
 
     def with_strengths(self, prior: float, ewc: float) -> ExperiencePenalty:
         """The same with these factors; itself if it has them already."""
@@ -71,8 +77,19 @@ class ExperiencePenalty:
         )
 
     def values(self) -> tuple[Tensor, Tensor]:
-        """The prior and EWC at the parameters as they are now, differentiable scalars."""
-        return self.prior(self.parameters), self.ewc(self.parameters)
+        """The prior and EWC at the parameters as they are now.
+
+        Scalars that are differentiable by what feels no implicit steps.
+        """
+        return self._value(self.prior), self._value(self.ewc)
+
+    def _value(self, term: Quadratic) -> Tensor:
+        by_gradient = [name for name in term.names if name not in self.implicit]
+        if len(by_gradient) == len(term.names):
+            return term(self.parameters)
+        with torch.no_grad():
+            value = term(self.parameters, skip=by_gradient)
+        return value + term(self.parameters, skip=self.implicit) if by_gradient else value
 
     def after_backward(self) -> ExperiencePenalty:
         """The same, but for heads that the loss (of replayed samples) has begun to move."""
@@ -80,3 +97,11 @@ class ExperiencePenalty:
             return self
         still = frozenset(n for n in self.dormant if self.parameters[n].grad is None)
         return replace(self, dormant=still, strengths=None)
+
+    def after_step(self, optimizer: Optimizer) -> None:
+        """The implicit steps, once the optimizer has made its own on the rest of the loss."""
+        if not self.implicit:
+            return
+        for term in (self.prior, self.ewc):  # no element is in both
+            by_gradient = [name for name in term.names if name not in self.implicit]
+            implicit_step(optimizer, self.parameters, term, skip=by_gradient)

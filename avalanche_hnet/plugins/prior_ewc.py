@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from avalanche.models.utils import is_multi_task_module
-from avalanche.training import JointTraining
 from avalanche.training.plugins import SupervisedPlugin
 from avalanche.training.templates import SupervisedTemplate
 from torch import Tensor
@@ -24,16 +23,28 @@ from avalanche_hnet.core.common.arguments import (
     one_of,
 )
 from avalanche_hnet.core.common.evaluation import undisturbed
-from avalanche_hnet.core.common.likelihoods import Likelihood, resolve_likelihood
+from avalanche_hnet.core.common.likelihoods import (
+    Likelihood,
+    check_first_batch,
+    resolve_likelihood,
+)
 from avalanche_hnet.core.common.logits import logits_of
 from avalanche_hnet.core.fisher.batch_statistics import refuse_batch_statistics
 from avalanche_hnet.core.fisher.diagonal import FisherKind, diagonal_fisher
 from avalanche_hnet.core.posterior.gaussian import GaussianPosterior, PriorMean
+from avalanche_hnet.data.experiences import stated_classes
 from avalanche_hnet.data.in_order import batches_in_order
 from avalanche_hnet.models.active import active_elements
 from avalanche_hnet.plugins.experience_penalty import ExperiencePenalty
 from avalanche_hnet.plugins.finite_loss import refuse_loss
 from avalanche_hnet.plugins.in_memory import store_of
+from avalanche_hnet.plugins.model_checks import ModelChecks
+from avalanche_hnet.plugins.penalty_step import PenaltyStep, names_with_steps, warn_of_others
+from avalanche_hnet.plugins.prior_ewc_checks import (
+    refuse_other_model,
+    refuse_strategy,
+    warn_of_prior,
+)
 from avalanche_hnet.plugins.prior_ewc_log import (
     publish_cost,
     publish_distribution,
@@ -84,24 +95,34 @@ class PriorEWCPlugin(SupervisedPlugin):
         gamma: γ in [0, 1], how much of the precision from data is kept at each experience.
         fisher: ``"empirical"``, ``"sampled"`` or ``"exact"``, see :func:`diagonal_fisher`.
         n_fisher: number of samples for the Fisher, drawn at random; all by default.
-        likelihood: by default read off the criterion: categorical for ``CrossEntropyLoss``,
-            Gaussian with standard deviation 1 for ``MSELoss``. Must be given for any other
-            criterion, which is then taken for its mean negative logarithm.
+        likelihood: by default read off the criterion: categorical for ``CrossEntropyLoss`` and
+            ``NLLLoss``, with their weights, smoothing and ``ignore_index``; Gaussian with standard
+            deviation 1 for ``MSELoss``; Bernoulli for ``BCEWithLogitsLoss``; or their functions.
+            Of any other criterion, that whose mean negative logarithm it is taken for.
         prior_mean: ``"zero"``, or ``"initial"``: the weights before their first experience.
         train_from_scratch: forget the posterior at every experience, so that each is trained
             with the prior alone. The weights are not reset.
-        log_every: iterations between two published losses, from the first of each experience
-            on (where the penalty of what is known is still zero).
+        log_every: iterations between two published losses, from the first of each experience on.
+        penalty_step: how the penalties act. ``"implicit"``: after the optimizer's step on the rest
+            of the loss, by the step φ ← (φ + η s c)/(1 + η s) of a penalty ½ s (φ − c)², with η
+            the step size of each element (:func:`implicit_step`), which is stable for every λ.
+            ``"gradient"``: as part of the loss that is differentiated, which diverges with SGD
+            where η s > 2. Both come to rest at the same weights. What an optimizer's step size is
+            not known for has the gradient, with a warning. Either way the loss has the value.
         generator: draws the samples of ``n_fisher`` and the labels of ``fisher="sampled"``; by
             default they come from PyTorch's global state, which is then put back as it was.
+        penalty_step: ``"gradient"``: the gradient of prior and EWC is part of the loss's.
+            ``"implicit"``: their proximal step follows the optimizer's, which is stable for every λ
+            (Parikh & Boyd 2014, *Proximal algorithms*, section 4.2), where the size of its steps is
+            known. What is published, and ``strategy.loss``, do not depend on it.
 
     Attributes:
         posterior: the :class:`GaussianPosterior`; save and load it with its ``state_dict``.
 
     Raises:
         TypeError, ValueError: if an argument is out of its range. At the start of an experience:
-            if the criterion's likelihood is unknown, the experience is empty, or the posterior
-            was loaded from another architecture. While training: if the loss is not finite.
+            if it is empty, its first batch does not fit the likelihood, or the posterior is that
+            of another model. While training: if the loss is not finite.
     """
 
     def __init__(
@@ -116,6 +137,7 @@ class PriorEWCPlugin(SupervisedPlugin):
         train_from_scratch: bool = False,
         log_every: int = 50,
         generator: torch.Generator | None = None,
+        penalty_step: PenaltyStep = "gradient",
     ) -> None:
         super().__init__()
         not_negative(ewc_lambda=ewc_lambda)
@@ -126,6 +148,7 @@ class PriorEWCPlugin(SupervisedPlugin):
             raise TypeError(f"likelihood must be a Likelihood, got {likelihood!r}")
         at_least(1, log_every=log_every)
         generator_or_none(generator=generator)
+        one_of(PenaltyStep, penalty_step=penalty_step)
         self.ewc_lambda = ewc_lambda
         self.gamma = gamma
         self.fisher: FisherKind = fisher
@@ -134,29 +157,28 @@ class PriorEWCPlugin(SupervisedPlugin):
         self.train_from_scratch = train_from_scratch
         self.log_every = log_every
         self.generator = generator
+        self.penalty_step: PenaltyStep = penalty_step
         self.posterior = GaussianPosterior(prior_variance, prior_mean)
         self._experience: _CurrentExperience | None = None
+        self._model_id: int | None = None  # rather than the model, which would be saved with it
+        self._has_warned_of_steps = self._has_warned_of_prior = False
+        self._checks = ModelChecks()
 
     def before_train_dataset_adaptation(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
         """Refuse what cannot be trained, before anything is changed."""
-        if len(strategy.experience.dataset) == 0:
-            raise ValueError(
-                f"experience {strategy.experience.current_experience} is empty; "
-                "PriorEWCPlugin needs at least one sample"
-            )
-        if isinstance(strategy, JointTraining):
-            raise ValueError(
-                "PriorEWCPlugin has nothing to protect in JointTraining, which trains on all "
-                "experiences at once; use JointTraining without it"
-            )
+        refuse_strategy(self, strategy)
+        if self._model_id not in (None, id(strategy.model)) and not self.train_from_scratch:
+            refuse_other_model(self.posterior, strategy.model)
         likelihood = resolve_likelihood(self.likelihood, strategy._criterion)
         self._experience = _CurrentExperience(likelihood)
         with undisturbed(strategy.model):
             refuse_batch_statistics(strategy.model)
+        self._checks.before_adaptation(strategy, self.posterior)
 
     def before_training_exp(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
         """Take in the model as it is now, with the heads of this experience."""
         # Only to refuse what does not fit: other plugins may still change the model.
+        self._checks.before_training(strategy, self.posterior)
         self._penalty_of(strategy)
         if self.train_from_scratch:
             self.posterior.forget()
@@ -166,12 +188,24 @@ class PriorEWCPlugin(SupervisedPlugin):
         if self._experience is not None:
             self._experience = replace(self._experience, penalty=None)
 
+    def after_forward(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
+        """Refuse a first batch that does not fit the likelihood."""
+        if strategy.clock.train_exp_iterations == 0:
+            check_first_batch(
+                self._required_experience().likelihood,
+                strategy._criterion,
+                strategy.mb_output,
+                strategy.mb_y,
+                stated_classes(strategy.experience),
+            )
+
     def before_backward(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
         """Add the prior's and the earlier experiences' penalties to the loss."""
         experience = self._required_experience()
+        self._checks.before_backward(strategy)
         penalty = experience.penalty or self._penalty_of(strategy)
         scale = experience.likelihood.criterion_scale(
-            strategy._criterion, logits_of(strategy.mb_output)
+            strategy._criterion, logits_of(strategy.mb_output), strategy.mb_y
         )
         scale /= penalty.n_samples
         penalty = penalty.with_strengths(scale, scale * self.ewc_lambda)
@@ -185,6 +219,8 @@ class PriorEWCPlugin(SupervisedPlugin):
                 f"EWC {ewc.item()}"
             )
             refuse_loss(strategy, parts, "learning rate or ewc_lambda")
+        if not (self._has_warned_of_prior or strategy.clock.train_exp_iterations):
+            self._has_warned_of_prior = warn_of_prior(prior.item(), strategy.loss.item())
         strategy.loss = total
         losses = experience.losses
         if logs:
@@ -201,6 +237,12 @@ class PriorEWCPlugin(SupervisedPlugin):
         penalty = experience.penalty.after_backward()
         if penalty is not experience.penalty:
             self._experience = replace(experience, penalty=penalty)
+
+    def after_update(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
+        """Take the implicit steps of the penalties."""
+        penalty = self._required_experience().penalty
+        assert penalty is not None
+        penalty.after_step(strategy.optimizer)
 
     def after_training_iteration(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
         """Publish the terms of the loss, every ``log_every`` iterations."""
@@ -230,9 +272,12 @@ class PriorEWCPlugin(SupervisedPlugin):
         publish_cost(strategy, self, seconds, len(dataset) if rows is None else len(rows))
         publish_distribution(strategy, self, "Fisher", _select(fisher, active))
         self.posterior.update(parameters, fisher, len(dataset), active, self.gamma)
+        self.posterior.likelihood = experience.likelihood
         log_precision = _select(self.posterior.precision, active).log()
         publish_distribution(strategy, self, "LogPrecision", log_precision)
+        self._model_id = id(strategy.model)
         self._experience = replace(experience, penalty=None)  # and let go of the model
+        self._checks.after_training(strategy.model, is_kept=not self.train_from_scratch)
 
     def _required_experience(self) -> _CurrentExperience:
         assert self._experience is not None  # an iteration belongs to an experience
@@ -244,7 +289,12 @@ class PriorEWCPlugin(SupervisedPlugin):
         self.posterior.align(parameters)
         active = active_elements(strategy.model, strategy.experience)
         n_samples = len(strategy.experience.dataset)
-        return ExperiencePenalty.of(self.posterior, parameters, active, n_samples)
+        implicit: frozenset[str] = frozenset()
+        if self.penalty_step == "implicit":
+            implicit = names_with_steps(strategy.optimizer, parameters)
+            if not self._has_warned_of_steps:
+                self._has_warned_of_steps = warn_of_others(strategy.optimizer, parameters, implicit)
+        return ExperiencePenalty.of(self.posterior, parameters, active, n_samples, implicit)
 
     def _fisher_rows(self, n_samples: int) -> Tensor | None:
         """Numbers of the samples to take; None for all."""

@@ -1,4 +1,4 @@
-"""Every code block of the README and the site runs as it stands."""
+"""Every code block of README, CONTRIBUTING and the site runs as it stands."""
 
 import re
 import runpy
@@ -13,7 +13,7 @@ from sybil.document import Document
 from sybil.parsers.markdown import PythonCodeBlockParser
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 WITH_COMMANDS = [*PAGES, ROOT / "benchmarks" / "README.md"]
 
 

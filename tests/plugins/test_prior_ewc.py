@@ -202,6 +202,7 @@ def test_gamma_is_applied_once_per_experience(epochs):
     torch.testing.assert_close(plugin.posterior.precision[name], 1 + 0.5 * (first - 1))
 
 
+@pytest.mark.filterwarnings("ignore:the prior adds")
 @pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW])
 def test_other_tasks_heads_feel_nothing(optimizer):
     """Neither the prior nor the penalty, nor an optimizer's momentum by way of zero gradients."""

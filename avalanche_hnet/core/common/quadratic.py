@@ -23,8 +23,20 @@ class Quadratic:
     def __init__(self, weights: Mapping[str, Tensor], centres: Mapping[str, Tensor]) -> None:
         self._terms = {name: (weight, centres[name]) for name, weight in weights.items()}
 
+    @property
+    def names(self) -> list[str]:
+        """Of the parameters that take part."""
+        return [*self._terms]
+
+    def term(self, name: str) -> tuple[Tensor, Tensor]:
+        """The weights and the centres of a parameter."""
+        return self._terms[name]
+
     def __call__(self, parameters: Mapping[str, Tensor], skip: Container[str] = ()) -> Tensor:
         """The value at ``parameters``, a scalar that can be differentiated once.
+
+        Parameters may be of another type than weights and centres: the value has the wider of
+        the two, gradients have that of their parameter.
 
         Args:
             parameters: φ by name, of which all that have weights are needed.
@@ -33,10 +45,11 @@ class Quadratic:
         names = [name for name in self._terms if name not in skip]
         if not names:
             return torch.zeros(())
+        chosen = [parameters[name] for name in names]
         weights, centres = zip(*(self._terms[name] for name in names), strict=True)
-        value: Tensor = _HalfSumOfSquares.apply(
-            weights, centres, *(parameters[name] for name in names)
-        )
+        if not torch.is_grad_enabled() and chosen[0].is_cpu:
+            return _value_alone(weights, centres, chosen)
+        value: Tensor = _HalfSumOfSquares.apply(weights, centres, *chosen)
         return value
 
 
@@ -63,11 +76,21 @@ class _HalfSumOfSquares(torch.autograd.Function):
         if gradients is None:
             weights, centres = ctx.constants
             gradients = torch._foreach_mul(torch._foreach_sub(parameters, centres), weights)
+        gradients = [g.to(p.dtype) for g, p in zip(gradients, parameters, strict=True)]
         # Most often it is 1, and to multiply all gradients by it is a pass over them. On a GPU,
         # where that is cheap, to look at it would not be.
         if not (grad_output.is_cpu and grad_output == 1):
             torch._foreach_mul_(gradients, grad_output)
         return None, None, *gradients
+
+
+def _value_alone(weights: Tensors, centres: Tensors, parameters: Tensors) -> Tensor:
+    """Tensor by tensor, in memory that is still in the cache."""
+    products = []
+    for weight, centre, parameter in zip(weights, centres, parameters, strict=True):
+        deviation = parameter - centre
+        products.append((deviation * weight).flatten().dot(deviation.flatten()))
+    return torch.stack(products).sum() / 2
 
 
 def _dot_products(gradients: Tensors, deviations: Tensors) -> Tensor:

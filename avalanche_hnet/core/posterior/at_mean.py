@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from copy import deepcopy
+from copy import copy
 
 import torch
 from torch import nn
 
 from avalanche_hnet.core.common.evaluation import evaluating
-from avalanche_hnet.core.posterior.gaussian import GaussianPosterior, are_alike
+from avalanche_hnet.core.posterior.gaussian import GaussianPosterior
+from avalanche_hnet.core.posterior.gaussian_tensors import fits
 
 
 def fitted(posterior: GaussianPosterior, model: nn.Module) -> GaussianPosterior:
@@ -29,11 +30,11 @@ def fitted(posterior: GaussianPosterior, model: nn.Module) -> GaussianPosterior:
             "posterior of this model"
         )
     new = {n for n, p in parameters.items() if p.requires_grad} - posterior.mean.keys()
-    if not new and all(are_alike(parameters[n], mean) for n, mean in posterior.mean.items()):
+    if not new and all(fits(mean, parameters[n]) for n, mean in posterior.mean.items()):
         return posterior
-    copy = deepcopy(posterior)
-    copy.align(parameters)
-    return copy
+    larger = copy(posterior)  # whose tensors are exchanged, not changed
+    larger.align(parameters)
+    return larger
 
 
 @contextmanager
@@ -46,7 +47,7 @@ def at_mean(model: nn.Module, posterior: GaussianPosterior) -> Iterator[None]:
         try:
             torch.backends.mha.set_fastpath_enabled(False)
             for name, mean in posterior.mean.items():
-                parameters[name].data = mean
+                parameters[name].data = mean.to(parameters[name].dtype)
                 parameters[name].requires_grad_(True)
             yield
         finally:

@@ -15,6 +15,11 @@ from avalanche_hnet.core.common.arguments import (
     one_of,
     positive,
 )
+from avalanche_hnet.core.common.likelihoods import (
+    Likelihood,
+    likelihood_from_state,
+    likelihood_state,
+)
 from avalanche_hnet.core.common.quadratic import Quadratic
 from avalanche_hnet.core.posterior.gaussian_checks import (
     check_loaded,
@@ -22,6 +27,7 @@ from avalanche_hnet.core.posterior.gaussian_checks import (
     check_state,
     check_update,
 )
+from avalanche_hnet.core.posterior.gaussian_tensors import GaussianTensors
 
 PriorMean = Literal["zero", "initial"]
 
@@ -43,14 +49,17 @@ class GaussianPosterior:
     so that the prior enters once per element and γ forgets data, never the prior. Elements that
     are not known hold the prior: mean μ₀ and precision 1/σ².
 
+    Its tensors are in float32 at least, whatever the type of the weights. None of them is changed
+    in place: each method makes new ones and exchanges all at once, so that an interrupt leaves
+    either the posterior before it or the one after it.
+
     Online EWC as in Schwarz et al. 2018 (arXiv 1805.06370) and Huszár 2018 (PNAS 115, E2496),
     with the prior and the masks made explicit.
 
     Attributes:
-        mean: φ* by parameter name.
-        precision: Λ by parameter name.
-        known: boolean tensors by parameter name.
         prior_variance: σ².
+        likelihood: that it was learned with, for predictions; None if not known. The state has
+            it, unless it is of a user's own class.
 
     Raises:
         TypeError, ValueError: if ``prior_variance`` is not a positive number or ``prior_mean`` not
@@ -62,11 +71,24 @@ class GaussianPosterior:
         one_of(PriorMean, prior_mean=prior_mean)
         self.prior_variance = float(prior_variance)
         self._prior_mean_kind = prior_mean
-        self.mean: dict[str, Tensor] = {}
-        self.precision: dict[str, Tensor] = {}
-        self.known: dict[str, Tensor] = {}
-        self._prior_mean: dict[str, Tensor] = {}
+        self.likelihood: Likelihood | None = None
+        self._tensors = GaussianTensors({}, {}, {}, {})
         self._just_loaded = False
+
+    @property
+    def mean(self) -> dict[str, Tensor]:
+        """φ* by parameter name."""
+        return self._tensors.mean
+
+    @property
+    def precision(self) -> dict[str, Tensor]:
+        """Λ by parameter name."""
+        return self._tensors.precision
+
+    @property
+    def known(self) -> dict[str, Tensor]:
+        """Boolean tensors by parameter name."""
+        return self._tensors.known
 
     def align(self, parameters: Mapping[str, Tensor]) -> bool:
         """Take in parameters that are new, have grown, moved to another device, or left.
@@ -87,28 +109,19 @@ class GaussianPosterior:
                 :meth:`load_state_dict`, if a parameter with known elements is missing or not at
                 the posterior's mean.
         """
-        check_shapes(self.mean, parameters)
-        if self._just_loaded:
-            check_loaded(self.mean, self.known, parameters)
+        before, self._tensors = self._tensors, self._aligned(parameters)
         self._just_loaded = False
-        changed = False
-        for name in self.mean.keys() - parameters.keys():
-            for tensors in self._tensors():
-                del tensors[name]
-            changed = True
-        for name, parameter in parameters.items():
-            is_new = name not in self.mean
-            if parameter.requires_grad if is_new else not are_alike(parameter, self.mean[name]):
-                self._make_room(name, parameter.detach())
-                changed = True
-        return changed
+        return before is not self._tensors
 
     def forget(self) -> None:
         """Return to the prior: nothing is known any more."""
-        for name, mean in self.mean.items():
-            mean.copy_(self._prior_mean[name])
-            self.precision[name].fill_(1 / self.prior_variance)
-            self.known[name].zero_()
+        prior_mean, mean, precision, known = self._tensors
+        self._tensors = GaussianTensors(
+            prior_mean,
+            {n: prior_mean[n].clone() for n in mean},
+            {n: torch.full_like(p, 1 / self.prior_variance) for n, p in precision.items()},
+            {n: torch.zeros_like(k) for n, k in known.items()},
+        )
 
     def prior_term(self, active: Mapping[str, Tensor], factor: float = 1.0) -> Quadratic:
         """1/(2σ²) Σ (φᵢ − μ₀ᵢ)² over the active elements that are not known, as a function of φ.
@@ -121,7 +134,7 @@ class GaussianPosterior:
         weight = factor / self.prior_variance
         return Quadratic(
             {n: weight * mask.to(self.mean[n].dtype) for n, mask in new.items() if mask.any()},
-            self._prior_mean,
+            self._tensors.prior_mean,
         )
 
     def ewc_term(self, factor: float = 1.0, skip: Container[str] = ()) -> Quadratic:
@@ -176,16 +189,18 @@ class GaussianPosterior:
         fraction(gamma=gamma)
         at_least(1, n_samples=n_samples)
         check_update(parameters, fisher, active)
-        self.align(parameters)
+        prior_mean, mean, precision, known = self._aligned(parameters)
+        known = {n: k | active[n] if n in active else k for n, k in known.items()}
+        mean = {n: torch.where(known[n], parameters[n], m) for n, m in mean.items()}
         prior_precision = 1 / self.prior_variance
-        for name, mean in self.mean.items():
-            precision, known = self.precision[name], self.known[name]
-            precision.sub_(prior_precision).mul_(gamma).add_(prior_precision)
-            if name in active:
-                known |= active[name]
-                if name in fisher:
-                    precision += torch.where(active[name], fisher[name] * n_samples, 0)
-            mean.copy_(torch.where(known, parameters[name], mean))
+        precision = {
+            n: (p - prior_precision) * gamma + prior_precision for n, p in precision.items()
+        }
+        for name in precision.keys() & active.keys() & fisher.keys():
+            of_data = fisher[name].to(precision[name]) * n_samples
+            precision[name] += torch.where(active[name], of_data, 0)
+        self._tensors = GaussianTensors(prior_mean, mean, precision, known)
+        self._just_loaded = False
 
     def sample(self, generator: torch.Generator | None = None) -> dict[str, Tensor]:
         """One draw φ ~ N(φ*, Λ⁻¹), by parameter name; what is not known comes from the prior.
@@ -206,13 +221,12 @@ class GaussianPosterior:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything there is to know, in dictionaries of tensors, for ``torch.save``."""
+        tensors = {field: dict(of) for field, of in self._tensors._asdict().items()}
         return {
             "prior_variance": self.prior_variance,
             "prior_mean_kind": self._prior_mean_kind,
-            "prior_mean": dict(self._prior_mean),
-            "mean": dict(self.mean),
-            "precision": dict(self.precision),
-            "known": dict(self.known),
+            **tensors,
+            "likelihood": likelihood_state(self.likelihood),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -222,33 +236,17 @@ class GaussianPosterior:
             ValueError: if ``state`` is not such a dictionary or has another prior variance.
         """
         check_state(state, self.state_dict())
+        self.likelihood = likelihood_from_state(state.get("likelihood"))
+        fields = [state[field] for field in GaussianTensors._fields]
         names = state["mean"].keys()
-        fields = ("prior_mean", "mean", "precision", "known")
-        for field, tensors in zip(fields, self._tensors(), strict=True):
-            tensors.clear()
-            tensors.update({n: state[field][n].clone() for n in names})
+        self._tensors = GaussianTensors(*({n: of[n].clone() for n in names} for of in fields))
         self._just_loaded = True
 
-    def _tensors(self) -> tuple[dict[str, Tensor], ...]:
-        return self._prior_mean, self.mean, self.precision, self.known
-
-    def _make_room(self, name: str, parameter: Tensor) -> None:
-        """Tensors of the parameter's shape and device, with the old ones in their first rows."""
-        initial = self._prior_mean_kind == "initial"
-        prior_mean = parameter.clone() if initial else torch.zeros_like(parameter)
-        grown = (
-            prior_mean,
-            prior_mean.clone(),
-            torch.full_like(parameter, 1 / self.prior_variance),
-            torch.zeros_like(parameter, dtype=torch.bool),
+    def _aligned(self, parameters: Mapping[str, Tensor]) -> GaussianTensors:
+        """The tensors for these parameters, with the errors of :meth:`align`."""
+        check_shapes(self.mean, parameters)
+        if self._just_loaded:
+            check_loaded(self.mean, self.known, parameters)
+        return self._tensors.aligned(
+            parameters, self.prior_variance, self._prior_mean_kind == "initial"
         )
-        for tensors, new in zip(self._tensors(), grown, strict=True):
-            if name in tensors:
-                old = tensors[name]
-                new[tuple(slice(size) for size in old.shape)] = old.to(new)
-            tensors[name] = new
-
-
-def are_alike(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors have one shape, type and device."""
-    return (a.shape, a.dtype, a.device) == (b.shape, b.dtype, b.device)

@@ -14,6 +14,7 @@ from avalanche_hnet.core.common.quadratic import Quadratic
 from avalanche_hnet.core.hypernetworks.network import HyperNetwork
 from avalanche_hnet.core.posterior.gaussian import GaussianPosterior
 from avalanche_hnet.core.regularizers.base import Experience, FisherSource, Penalty, Regularizer
+from avalanche_hnet.core.regularizers.differentiate import gradients_or_none
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,7 +130,7 @@ class EWC(Regularizer):
             earlier = [term(leaves, skip=frozen) for term in terms.earlier]
             value = terms.prior(leaves, skip=frozen) + self.beta * sum(earlier)
             value = value / terms.n_samples
-            gradients = torch.autograd.grad(value, [*leaves.values()], allow_unused=True)
+            gradients = gradients_or_none(value, [*leaves.values()])
         by_name = zip(leaves.items(), gradients, strict=True)
         return Penalty(
             value.detach(),

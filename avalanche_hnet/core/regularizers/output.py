@@ -15,6 +15,7 @@ from avalanche_hnet.core.hypernetworks.network import HyperNetwork
 from avalanche_hnet.core.hypernetworks.output_layer import Factors
 from avalanche_hnet.core.regularizers.base import Experience, FisherSource, Penalty, Regularizer
 from avalanche_hnet.core.regularizers.deviation import SHARED, Deviation, counts_for
+from avalanche_hnet.core.regularizers.differentiate import gradients_or_none
 from avalanche_hnet.core.regularizers.lookahead import Lookahead
 from avalanche_hnet.core.regularizers.protection import Protection
 
@@ -174,7 +175,7 @@ class OutputRegularizer(Regularizer):
         with evaluating(protection.trunk), torch.enable_grad():
             for group in _groups(tasks, protection):
                 part = self.beta / len(tasks) * self._sum_of_squares(group, parameters, change)
-                of_part = torch.autograd.grad(part, wanted, allow_unused=True)
+                of_part = gradients_or_none(part, wanted)
                 gradients = [_plus(g, p) for g, p in zip(gradients, of_part, strict=True)]
                 value = _plus(value, part.detach())
         assert value is not None

@@ -1,0 +1,143 @@
+"""How far an optimizer moves each element per unit of a gradient that lasts.
+
+A gradient g that stays the same makes the optimizers of this module move an element by −η g in each
+step, momentum included. η is written as ``rate`` / ``scale``, one number and a tensor (or 1).
+
+Where an element has had no gradient yet, a second moment of zero says nothing of its steps, and
+η is the rate alone, as for SGD. With rate / ε, a prior would bring the weights of units that are
+dead in the first batches to zero at once, and they would stay dead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from torch import Tensor
+from torch.optim import (
+    SGD,
+    Adagrad,
+    Adam,
+    Adamax,
+    AdamW,
+    NAdam,
+    Optimizer,
+    RAdam,
+    RMSprop,
+)
+
+
+class StepSize(NamedTuple):
+    """η = rate / scale of the elements of one parameter.
+
+    Attributes:
+        rate: a positive number.
+        scale: a tensor of the parameter's shape that may be overwritten, or None for 1.
+    """
+
+    rate: float
+    scale: Tensor | None
+
+
+Rule = Callable[[Mapping[str, Any], Mapping[str, Any]], StepSize]
+
+
+def step_size(optimizer: Optimizer, group: Mapping[str, Any], parameter: Tensor) -> StepSize | None:
+    """The step size of a parameter in one of its optimizer's groups, after a step.
+
+    Returns:
+        None if the optimizer needs a state for its step and has not moved the parameter yet.
+
+    Raises:
+        KeyError: if the optimizer is none of those that :func:`is_known`.
+    """
+    rule, needs_state = _RULES[type(optimizer)]
+    state = optimizer.state.get(parameter, {})
+    is_missing = needs_state and not state.get("step", 0)
+    return None if is_missing else rule(group, state)
+
+
+def is_known(optimizer: Optimizer) -> bool:
+    """Whether :func:`step_size` knows the optimizer's step, its options included."""
+    return type(optimizer) in _RULES and not any(
+        group.get("maximize", False)
+        or group.get("momentum", 0) >= 1
+        or group.get("centered", False)  # a gradient that lasts has no variance to divide by
+        for group in optimizer.param_groups
+    )
+
+
+def names_of_known() -> str:
+    """The names of these optimizers, for messages."""
+    return ", ".join(sorted(kind.__name__ for kind in _RULES))
+
+
+def _sgd(group: Mapping[str, Any], state: Mapping[str, Any]) -> StepSize:
+    momentum = group["momentum"]
+    accumulated = (1 - group["dampening"]) / (1 - momentum) if momentum else 1
+    return StepSize(float(group["lr"]) * accumulated, None)
+
+
+def _adam(group: Mapping[str, Any], state: Mapping[str, Any]) -> StepSize:
+    second = state["max_exp_avg_sq"] if group["amsgrad"] else state["exp_avg_sq"]
+    return _by_second_moment(group, state, second)
+
+
+def _nadam(group: Mapping[str, Any], state: Mapping[str, Any]) -> StepSize:
+    return _by_second_moment(group, state, state["exp_avg_sq"])
+
+
+def _by_second_moment(
+    group: Mapping[str, Any], state: Mapping[str, Any], second: Tensor
+) -> StepSize:
+    """η = lr / (√v̂ + ε), with the correction of the bias of v taken out of the quotient."""
+    root = (1 - group["betas"][1] ** float(state["step"])) ** 0.5
+    return StepSize(float(group["lr"]) * root, _scale(second, group["eps"] * root))
+
+
+def _radam(group: Mapping[str, Any], state: Mapping[str, Any]) -> StepSize:
+    """Liu et al. 2020, algorithm 2: no second moment as long as its variance is too large."""
+    n_steps, beta2 = float(state["step"]), group["betas"][1]
+    longest = 2 / (1 - beta2) - 1
+    length = longest - 2 * n_steps * beta2**n_steps / (1 - beta2**n_steps)
+    if length <= 5:
+        return StepSize(float(group["lr"]), None)
+    rectified = (
+        (length - 4) * (length - 2) * longest / ((longest - 4) * (longest - 2) * length)
+    ) ** 0.5
+    root = (1 - beta2**n_steps) ** 0.5
+    scale = _scale(state["exp_avg_sq"], group["eps"])
+    return StepSize(float(group["lr"]) * rectified * root, scale)
+
+
+def _adamax(group: Mapping[str, Any], state: Mapping[str, Any]) -> StepSize:
+    largest = state["exp_inf"]  # ε is in it
+    return StepSize(float(group["lr"]), largest.masked_fill(largest <= group["eps"], 1))
+
+
+def _rmsprop(group: Mapping[str, Any], state: Mapping[str, Any]) -> StepSize:
+    rate = float(group["lr"]) / (1 - group["momentum"])
+    return StepSize(rate, _scale(state["square_avg"], group["eps"]))
+
+
+def _adagrad(group: Mapping[str, Any], state: Mapping[str, Any]) -> StepSize:
+    rate = float(group["lr"]) / (1 + (float(state["step"]) - 1) * group["lr_decay"])
+    return StepSize(rate, _scale(state["sum"], group["eps"]))
+
+
+def _scale(second: Tensor, eps: float) -> Tensor:
+    """√v + ε, and 1 where v is zero."""
+    return second.sqrt().add_(eps).masked_fill_(second == 0, 1)
+
+
+# By exact class, since a subclass may step otherwise; with whether the rule needs a state.
+_RULES: dict[type[Optimizer], tuple[Rule, bool]] = {
+    SGD: (_sgd, False),
+    Adam: (_adam, True),
+    AdamW: (_adam, True),
+    NAdam: (_nadam, True),
+    RAdam: (_radam, True),
+    Adamax: (_adamax, True),
+    RMSprop: (_rmsprop, True),
+    Adagrad: (_adagrad, True),
+}

@@ -1,0 +1,51 @@
+"""Which parameters can feel a penalty in implicit steps, and what to say about the others."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Literal
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+from avalanche_hnet.core.posterior.step_sizes import is_known, names_of_known
+
+PenaltyStep = Literal["implicit", "gradient"]
+
+
+def names_with_steps(optimizer: Optimizer, parameters: Mapping[str, Tensor]) -> frozenset[str]:
+    """Names of the parameters whose steps are the optimizer's, if these are known."""
+    if not is_known(optimizer):
+        return frozenset()
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    return frozenset(name for name, p in parameters.items() if id(p) in held)
+
+
+def warn_of_others(
+    optimizer: Optimizer, parameters: Mapping[str, Tensor], implicit: frozenset[str]
+) -> bool:
+    """Say for which trained parameters, and why, the penalty goes into the gradient.
+
+    Returns:
+        Whether there are any.
+    """
+    others = [n for n, p in parameters.items() if p.requires_grad and n not in implicit]
+    if not others:
+        return False
+    if is_known(optimizer):
+        more = f" and {len(others) - 1} others" if len(others) > 1 else ""
+        reason = (
+            f"the strategy's optimizer does not hold {others[0]!r}{more}, so no size of their "
+            "steps is known and their penalty goes into the loss's gradient; give them to the "
+            "optimizer, or freeze them with requires_grad_(False)"
+        )
+    else:
+        reason = (
+            f"the size of {type(optimizer).__name__}'s steps is not known for its options, so the "
+            "penalty goes into the loss's gradient, as with penalty_step='gradient', which is "
+            "unstable where learning rate times penalty is large; implicit steps need one of "
+            f"{names_of_known()}, with momentum below 1 and without maximize"
+        )
+    warnings.warn(reason, stacklevel=2)
+    return True
