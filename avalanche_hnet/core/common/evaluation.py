@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 @contextmanager
@@ -66,3 +66,8 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fused_attention)
         for module, training in modes:
             module.training = training
+
+
+def usable(values: Tensor) -> Tensor:
+    """The values, as a tensor that gradients can go through if they come from inference mode."""
+    return values.clone() if values.is_inference() else values

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
-from torch.func import functional_call, grad, vmap
+from torch.func import grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from avalanche_hnet.core.fisher.methods import ByName, PerSample
@@ -36,14 +36,15 @@ class ByVmap(PerSample):
             return
         others = {n: p.detach() for n, p in self.task.model.named_parameters()}
         chosen = {n: others.pop(n) for n in self.names}
-        label = () if self.task.label is None else (int(self.task.label),)
+        label = self.task.label
+        task = replace(self.task, label=int(label) if isinstance(label, Tensor) else label)
 
         def weighted_output(chosen: ByName, xi: Tensor, ci: Tensor) -> Tensor:
-            out = functional_call(self.task.model, {**others, **chosen}, (xi[None], *label))
+            out = task.outputs(xi[None], {**others, **chosen})
             return (out[0] * ci).sum()
 
         of_samples = vmap(grad(weighted_output), in_dims=(None, 0, 0))
-        step = max(1, _BUDGET // sum(p.numel() for p in chosen.values()))
+        step = max(1, _BUDGET // max(1, sum(p.numel() for p in chosen.values())))
         for start in range(0, len(self.x), step):
             rows = slice(start, start + step)
             with sdpa_kernel(SDPBackend.MATH):  # the fused kernels have no batching rule

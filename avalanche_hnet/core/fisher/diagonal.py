@@ -8,7 +8,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from avalanche_hnet.core.common.evaluation import undisturbed
+from avalanche_hnet.core.common.evaluation import undisturbed, usable
 from avalanche_hnet.core.common.likelihoods import Categorical, Gaussian, Likelihood
 from avalanche_hnet.core.common.task_labels import takes_task_labels
 from avalanche_hnet.core.fisher.squared_gradients import SquaredGradients
@@ -81,7 +81,7 @@ def diagonal_fisher(
     }
     n_samples = 0
     gradients: dict[tuple[int | None, int, torch.Size], SquaredGradients] = {}
-    with undisturbed(model), torch.enable_grad():
+    with undisturbed(model), torch.inference_mode(False), torch.enable_grad():
         if max_samples is not None:
             batches = _random_subset(batches, max_samples, generator)
         for batch in batches:
@@ -127,7 +127,7 @@ def _single_task_batches(
         raise ValueError(
             f"batches must yield (x, y) or (x, y, ..., task_labels), got a {type(batch).__name__}"
         )
-    x, y = batch[0].to(device), batch[1].to(device)
+    x, y = usable(batch[0].to(device)), usable(batch[1].to(device))
     if len(x) == 0:
         return
     if len(batch) == 2 or not takes_task_labels(model):
@@ -143,16 +143,26 @@ def _random_subset(
     batches: Iterable[Sequence[Tensor]], size: int, generator: torch.Generator | None
 ) -> Iterator[Sequence[Tensor]]:
     """One pass over ``batches`` that keeps the ``size`` samples with the smallest random keys."""
-    kept: list[Tensor] = []
-    keys = torch.empty(0, dtype=torch.float64)
+    # Samples that were padded in another way have other shapes, and stay apart.
+    kept: dict[tuple[torch.Size, ...], tuple[Tensor, list[Tensor]]] = {}
     step = 1
     for batch in batches:
         step = max(step, len(batch[0]))
         device = torch.device("cpu") if generator is None else generator.device
         drawn = torch.rand(len(batch[0]), generator=generator, device=device, dtype=torch.float64)
+        shape = tuple(values.shape[1:] for values in batch)
+        keys, values = kept.get(shape, (drawn[:0].cpu(), [v[:0] for v in batch]))
         keys = torch.cat([keys, drawn.cpu()])
-        kept = [torch.cat(pair) for pair in zip(kept, batch, strict=True)] if kept else list(batch)
-        if len(keys) > size:
-            keys, chosen = keys.topk(size, largest=False)
-            kept = [values[chosen.to(values.device)] for values in kept]
-    yield from zip(*(values.split(step) for values in kept), strict=True)
+        kept[shape] = keys, [torch.cat(pair) for pair in zip(values, batch, strict=True)]
+        every_key = torch.cat([keys for keys, _ in kept.values()])
+        if len(every_key) > size:
+            last = every_key.topk(size, largest=False).values.max()
+            kept = {s: _chosen(keys <= last, keys, values) for s, (keys, values) in kept.items()}
+    for _, tensors in kept.values():
+        yield from zip(*(values.split(step) for values in tensors), strict=True)
+
+
+def _chosen(
+    mask: Tensor, keys: Tensor, tensors: Sequence[Tensor]
+) -> tuple[Tensor, list[Tensor]]:
+    return keys[mask], [values[mask.to(values.device)] for values in tensors]

@@ -6,7 +6,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 
 @dataclass(frozen=True, eq=False)
@@ -18,16 +20,25 @@ class OneTask:
         parameters: those whose gradients are wanted, by name.
         label: of the task: (1,), to be repeated for each sample, or a number that is passed as it
             is, or None.
+        in_pairs: whether a sample that is alone is given twice, to a model that would drop the
+            dimension of the samples (``squeeze``).
     """
 
     model: nn.Module
     parameters: Mapping[str, nn.Parameter]
     label: Tensor | int | None
+    in_pairs: bool = False
 
-    def outputs(self, x: Tensor) -> Tensor:
-        """Outputs (B, …) for inputs (B, …)."""
-        outputs: Tensor = self.model(*self._arguments(x))
-        return outputs
+    def outputs(self, x: Tensor, parameters: Mapping[str, Tensor] | None = None) -> Tensor:
+        """Outputs (B, …) for inputs (B, …), with ``parameters`` in place of the model's."""
+        is_paired = self.in_pairs and len(x) == 1
+        arguments = self._arguments(torch.cat([x, x]) if is_paired else x)
+        outputs: Tensor = (
+            self.model(*arguments)
+            if parameters is None
+            else functional_call(self.model, dict(parameters), arguments)
+        )
+        return outputs[:1] if is_paired else outputs
 
     def of_layers(self, prefixes: Iterable[str]) -> set[str]:
         """Names of the wanted parameters that belong to layers, which are given by their names."""

@@ -1,0 +1,67 @@
+"""Whether the rows of a layer's call are the samples of the batch."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import torch
+from torch import Tensor
+
+from avalanche_hnet.core.fisher.recording import Recording
+
+
+def misaligned(
+    recording: Recording, outputs: Tensor, coarsest: torch.dtype, prefixes: Collection[str]
+) -> set[str]:
+    """Layers with a row of output gradients that does not come from the sample of its number.
+
+    The gradient of Σ_n s_n c_n f_n is, at row r of a layer's output, Σ_n s_n g_rn, where g_rn is
+    the share of sample n. If the samples are in dimension 0, that is s_r times the gradient
+    without s, for every s; if not, hardly for any. The s_n are powers of two, so that nothing is
+    rounded.
+
+    Args:
+        recording: the calls behind ``outputs`` (B, …).
+        outputs: of the batch.
+        coarsest: floating-point type on the way.
+        prefixes: of the layers that are looked at.
+    """
+    n_samples = len(outputs)
+    generator = torch.Generator().manual_seed(0)
+    range_ = 2 if coarsest == torch.float16 else 8
+    exponents = torch.randint(-range_, range_ + 1, (n_samples,), generator=generator)
+    scale = torch.exp2(exponents.float()).to(outputs)
+    factor = torch.randn(outputs.shape, generator=generator).to(outputs)
+    scaled = factor * _by_row(scale, factor)
+    tolerance = torch.finfo(coarsest).eps ** 0.5
+    plain = recording.output_gradients(outputs, factor, prefixes)
+    wrong = set()
+    for (call, g), (_, h) in zip(
+        plain, recording.output_gradients(outputs, scaled, prefixes), strict=True
+    ):
+        if len(g) != n_samples:
+            wrong.add(call.prefix)
+            continue
+        g = g.flatten(1) if g.dim() > 1 else g[:, None]
+        h = h.flatten(1) if h.dim() > 1 else h[:, None]
+        if g.shape[1] == 0:
+            continue
+        difference = (h / scale.to(h)[:, None] - g).abs().amax(1)
+        if not (difference <= tolerance * g.abs().amax(1)).all():
+            wrong.add(call.prefix)
+    return wrong
+
+
+def active_rows(recording: Recording, outputs: Tensor, prefixes: Collection[str]) -> Tensor:
+    """Numbers of two samples at most that have gradients by one of these layers."""
+    generator = torch.Generator().manual_seed(1)
+    factor = torch.randn(outputs.shape, generator=generator).to(outputs)
+    for _, gradient in recording.output_gradients(outputs, factor, prefixes):
+        active = gradient.flatten(1).any(1) if gradient.dim() > 1 else gradient != 0
+        if active.any():
+            return active.nonzero()[:2, 0]
+    return torch.zeros(0, dtype=torch.long, device=outputs.device)
+
+
+def _by_row(scale: Tensor, like: Tensor) -> Tensor:
+    return scale.view(-1, *[1] * (like.dim() - 1))
