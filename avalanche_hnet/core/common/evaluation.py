@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -55,7 +55,8 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     has_rnn = any(isinstance(module, nn.RNNBase) for module in model.modules())
     try:
         with (
-            torch.random.fork_rng(),  # of all devices
+            # Of all devices; to look for some is slow.
+            torch.random.fork_rng() if torch.cuda.is_initialized() else nullcontext(),
             random_numbers_kept(),
             torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled and not has_rnn),
         ):

@@ -82,5 +82,5 @@ class ByRule:
             for name, square in rule(call.layer, inputs, gradient).items():
                 name = full_name(call.prefix, name)
                 if name in self.names:
-                    total[name] = total.get(name, 0) + square
+                    total[name] = total[name] + square if name in total else square
         return total

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -60,12 +60,14 @@ class Start:
         task: as given, in pairs if it has to be.
         choice: of methods.
         tried: names whose rules were tried on gradients other than zero.
+        aligned: see :func:`unsound`.
         dtype: in which trials run.
     """
 
     task: OneTask
     choice: Choice
     tried: frozenset[str]
+    aligned: frozenset[Hashable]
     dtype: torch.dtype
 
 
@@ -125,7 +127,8 @@ def _start(
     with in_precision(task.model, dtype):
         trial = make_trial(task, rules, converted(x, dtype))
         covered = task.of_layers(rules)
-        doubtful = unsound(task, trial.outputs, trial.recording, covered)
+        aligned: set[Hashable] = set()
+        doubtful = unsound(task, trial.outputs, trial.recording, covered, aligned)
         sound = covered - doubtful
         trusted = sound - _wrong_rules(task, rules, sound, trial)
         others = [name for name in task.parameters if name not in trusted]
@@ -133,7 +136,8 @@ def _start(
             choice = _without_rules(others, task, trial)
         else:
             choice = Choice(frozenset(trusted), is_plain=_has_plain_layers_only(trial.recording))
-        return Start(task, choice, frozenset(trial.active(trusted)), dtype)
+        tried = frozenset(trial.active(trusted))
+        return Start(task, choice, tried, frozenset(aligned), dtype)
 
 
 def _wrong_rules(

@@ -57,7 +57,7 @@ class OneTask:
 
 def names_in(prefix: str, layer: nn.Module) -> set[str]:
     """The names that a layer's own parameters have in its model."""
-    return {full_name(prefix, name) for name, _ in layer.named_parameters(recurse=False)}
+    return {full_name(prefix, name) for name, p in layer._parameters.items() if p is not None}
 
 
 def full_name(prefix: str, name: str) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
+from avalanche_hnet.core.common.evaluation import usable
 from avalanche_hnet.core.fisher.squared_gradients import SquaredGradients
 
 # At most so many per-sample gradients are held at a time (128 MiB of float32).
@@ -41,7 +42,8 @@ def output_variance(
         with torch.no_grad():
             outputs: Tensor = model(*(x,) if task_label is None else (x, task_label))
         return outputs, torch.zeros_like(outputs)
-    with torch.enable_grad():
+    with torch.inference_mode(False), torch.enable_grad():
+        x, variances = usable(x), {n: usable(v) for n, v in variances.items()}
         method = SquaredGradients(model, parameters, x, task_label)
         # Layers other than plain linear ones form the gradients of samples, and keep them.
         n_weights = sum(p.numel() for p in parameters.values())

@@ -19,7 +19,7 @@ def unsound(
     outputs: Tensor,
     recording: Recording,
     names: Collection[str],
-    aligned: set[Hashable] | None = None,
+    aligned: set[Hashable],
 ) -> set[str]:
     """Those of ``names`` that the rules of their layers would not get right in this batch.
 
@@ -66,19 +66,19 @@ def _misaligned(
     outputs: Tensor,
     recording: Recording,
     prefixes: set[str],
-    aligned: set[Hashable] | None,
+    aligned: set[Hashable],
 ) -> set[str]:
     if len(outputs) == 1 or not prefixes:  # every row is of the one sample
         return set()
     shapes = tuple((c.prefix, c.inputs.dim(), c.shape[1:]) for c in recording.calls)
-    signature = (graph.signature, shapes, len(outputs), frozenset(prefixes))
-    if aligned is not None and signature in aligned:
+    signature = (graph.signature, shapes)
+    if graph.is_fixed and signature in aligned:
         return set()
     coarsest = max(
         (d for d in {outputs.dtype, *recording.dtypes()} if d.is_floating_point),
         key=lambda d: torch.finfo(d).eps,
     )
     wrong = misaligned(recording, outputs, coarsest, prefixes)
-    if aligned is not None and graph.is_fixed and not wrong:
+    if graph.is_fixed and not wrong:
         aligned.add(signature)
     return wrong

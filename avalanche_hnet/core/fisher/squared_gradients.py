@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable, Hashable, Iterable, Mapping, Set
+from collections.abc import Callable, Iterable, Mapping, Set
 
 from torch import Tensor, nn
 
@@ -64,7 +64,7 @@ class SquaredGradients:
         first = start(OneTask(model, parameters, label), self._rules, x)
         self._task, self._dtype = first.task, first.dtype
         self._tried = set(first.tried)
-        self._aligned: set[Hashable] = set()
+        self._aligned = set(first.aligned)
         self.choice = _announced(first.choice)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Callable[[Tensor], ByName]]:

@@ -55,7 +55,7 @@ class Trial:
         for name, square in self.truth.items():
             key = name if layer_of is None else layer_of(name)
             if square.numel():
-                size = square.max().sqrt()
+                size = square.max().sqrt_()
                 largest[key] = torch.maximum(largest[key], size) if key in largest else size
         return {
             name
@@ -77,8 +77,8 @@ class Trial:
             return True
         root = self.truth[name].sqrt()
         tolerance, rounding = tolerances(self.dtype)
-        close = (squares[name].sqrt() - root).abs() <= tolerance * root + rounding * largest
-        return bool(close.all())
+        difference = squares[name].sqrt().sub_(root).abs_()
+        return bool((difference <= root.mul_(tolerance).add_(rounding * largest)).all())
 
 
 def make_trial(task: OneTask, rules: Mapping[str, FisherRule], x: Tensor) -> Trial:
@@ -103,7 +103,8 @@ def make_trial(task: OneTask, rules: Mapping[str, FisherRule], x: Tensor) -> Tri
     for _, single, gradients in ByLoop(task.parameters, task, x).outputs_and_gradients(factor):
         singles.append(single)
         for name, gradient in gradients.items():
-            truth[name] = truth.get(name, 0) + at_least_single(gradient[0]).square()
+            square = at_least_single(gradient[0]).square()
+            truth[name] = truth[name].add_(square) if name in truth else square
     dtype = _coarsest([outputs.dtype, *recording.dtypes()])
     if singles:
         refuse_mixed_samples(torch.cat(singles), outputs.detach(), dtype)

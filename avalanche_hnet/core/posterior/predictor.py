@@ -13,6 +13,7 @@ from torch.func import functional_call, jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from avalanche_hnet.core.common.arguments import at_least, generator_or_none, integer, one_of
+from avalanche_hnet.core.common.evaluation import usable
 from avalanche_hnet.core.common.likelihoods import Gaussian
 from avalanche_hnet.core.common.masking import MASK_VALUE
 from avalanche_hnet.core.common.task_labels import may_take_task_labels, takes_task_labels
@@ -108,16 +109,16 @@ class Predictor:
         mean = self.posterior.mean
 
         def outputs(parameters: dict[str, Tensor]) -> Tensor:
-            return functional_call(self.model, parameters, self._arguments(x))
+            return functional_call(self.model, parameters, self._arguments(usable(x)))
 
         constant = _padding(self.model)
         generator = self.generator or torch.Generator().manual_seed(torch.initial_seed())
         for _ in range(self.n_samples):
-            drawn = self.posterior.sample(generator)
-            for name in constant.keys() & mean.keys():
-                drawn[name][constant[name]] = mean[name][constant[name]]
             # With gradients: without them a model may answer with outputs that it has kept.
-            with at_mean(self.model, self.posterior), torch.enable_grad():
+            with at_mean(self.model, self.posterior):
+                drawn = self.posterior.sample(generator)
+                for name in constant.keys() & mean.keys():
+                    drawn[name][constant[name]] = mean[name][constant[name]]
                 if self.method == "sample":
                     draw = outputs(drawn)
                 else:
@@ -129,9 +130,8 @@ class Predictor:
     def _arguments(self, x: Tensor) -> tuple[Any, ...]:
         return (x,) if self.task_label is None else (x, self.task_label)
 
-    @torch.no_grad()
     def _at_mean(self, x: Tensor) -> Tensor:
-        with at_mean(self.model, self.posterior):
+        with at_mean(self.model, self.posterior), torch.no_grad():
             outputs: Tensor = self.model(*self._arguments(x))
         return outputs
 
