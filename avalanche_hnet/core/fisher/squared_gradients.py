@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Set
+from functools import partial
 
 from torch import Tensor, nn
 
@@ -70,19 +71,8 @@ class SquaredGradients:
     def forward(self, x: Tensor) -> tuple[Tensor, Callable[[Tensor], ByName]]:
         """Outputs (B, …), and a function from c (of their shape) to Σ_n (J_nᵀ c_n)² by name."""
         outputs, recording = self._recorded(x)
-
-        def squares(factor: Tensor) -> ByName:
-            by_name: ByName = {}
-            for method in self._methods(x, outputs, recording):
-                try:
-                    by_name |= method.squares(factor.to(outputs.dtype))
-                except Exception:  # a way through the model that vmap has not met before
-                    if not isinstance(method, ByVmap):
-                        raise
-                    self.choice = _announced(one_by_one(self.choice))
-                    return squares(factor)
-            return by_name
-
+        # No closure that calls itself: the graph would stay until garbage is collected.
+        squares = partial(self._squares, x, outputs, recording)
         return at_least_single(_detached(outputs)), squares
 
     def forward_weighted(
@@ -93,23 +83,44 @@ class SquaredGradients:
         There are weights for all parameters.
         """
         outputs, recording = self._recorded(x)
+        return _detached(outputs), partial(self._sums, x, weights, outputs, recording)
 
-        def sums(factor: Tensor) -> Tensor:
-            total = at_least_single(factor.new_zeros(len(x)))
-            for method in self._methods(x, outputs, recording):
-                try:
-                    method.add_weighted(total, weights, factor)
-                except NotDifferentiableError as error:
-                    self.choice = self._without_rules(error.names, x)
-                    return sums(factor)
-                except Exception:
-                    if not isinstance(method, ByVmap):
-                        raise
-                    self.choice = _announced(one_by_one(self.choice))
-                    return sums(factor)
-            return total.detach()
+    def _squares(
+        self, x: Tensor, outputs: Tensor, recording: Recording, factor: Tensor
+    ) -> ByName:
+        by_name: ByName = {}
+        for method in self._methods(x, outputs, recording):
+            try:
+                by_name |= method.squares(factor.to(outputs.dtype))
+            except Exception:  # a way through the model that vmap has not met before
+                if not isinstance(method, ByVmap):
+                    raise
+                self.choice = _announced(one_by_one(self.choice))
+                return self._squares(x, outputs, recording, factor)
+        return by_name
 
-        return _detached(outputs), sums
+    def _sums(
+        self,
+        x: Tensor,
+        weights: Mapping[str, Tensor],
+        outputs: Tensor,
+        recording: Recording,
+        factor: Tensor,
+    ) -> Tensor:
+        total = at_least_single(factor.new_zeros(len(x)))
+        for method in self._methods(x, outputs, recording):
+            try:
+                method.add_weighted(total, weights, factor)
+            except NotDifferentiableError as error:
+                self.choice = self._without_rules(error.names, x)
+            except Exception:
+                if not isinstance(method, ByVmap):
+                    raise
+                self.choice = _announced(one_by_one(self.choice))
+            else:
+                continue
+            return self._sums(x, weights, outputs, recording, factor)
+        return total.detach()
 
     def _recorded(self, x: Tensor) -> tuple[Tensor, Recording]:
         """The outputs with their layers' calls, after the choice has been made to fit them."""

@@ -28,6 +28,7 @@ class Trial:
         recording: the calls of layers that they are made of.
         factor: random factors of the outputs, since the gradients of a perfect fit vanish.
         truth: squared gradients from single samples; parameters without gradients are left out.
+        largest: of the elements of each of these.
         dtype: the coarsest floating-point type on the way.
     """
 
@@ -36,6 +37,7 @@ class Trial:
     recording: Recording
     factor: Tensor
     truth: ByName
+    largest: dict[str, float]
     dtype: torch.dtype
 
     def disagreeing(
@@ -51,34 +53,29 @@ class Trial:
         which layer it belongs, of that layer: a bias before a softmax has gradients that are
         nothing but rounding.
         """
-        largest: dict[str, Tensor] = {}
-        for name, square in self.truth.items():
-            key = name if layer_of is None else layer_of(name)
-            if square.numel():
-                size = square.max().sqrt_()
-                largest[key] = torch.maximum(largest[key], size) if key in largest else size
-        return {
-            name
-            for name in names
-            if not self._agree(
-                name, squares, largest.get(name if layer_of is None else layer_of(name))
-            )
-        }
+        return {name for name in names if not self._agree(name, squares, layer_of)}
 
     def active(self, names: Iterable[str]) -> set[str]:
         """Those that have gradients other than zero here."""
-        return {name for name in names if name in self.truth and self.truth[name].any()}
+        return {name for name in names if self.largest.get(name, 0) > 0}
 
-    def _agree(self, name: str, squares: ByName, largest: Tensor | None) -> bool:
+    def _agree(
+        self, name: str, squares: ByName, layer_of: Callable[[str], str] | None
+    ) -> bool:
         if name not in squares or name not in self.truth:
             there = [s[name] for s in (squares, self.truth) if name in s]
             return not any(square.any() for square in there)
-        if largest is None:  # no elements
+        truth = self.truth[name]
+        if not truth.numel():
             return True
-        root = self.truth[name].sqrt()
+        largest = self.largest[name]
+        if layer_of is not None:
+            layer = layer_of(name)
+            largest = max(s for n, s in self.largest.items() if layer_of(n) == layer)
         tolerance, rounding = tolerances(self.dtype)
-        difference = squares[name].sqrt().sub_(root).abs_()
-        return bool((difference <= root.mul_(tolerance).add_(rounding * largest)).all())
+        # |√s − √t| ≤ tolerance √t + rounding √largest, without the roots and up to a factor of 2.
+        excess = (squares[name] - truth).abs_().sub_(truth, alpha=tolerance).max()
+        return bool(excess <= rounding**2 * largest)
 
 
 def make_trial(task: OneTask, rules: Mapping[str, FisherRule], x: Tensor) -> Trial:
@@ -103,12 +100,16 @@ def make_trial(task: OneTask, rules: Mapping[str, FisherRule], x: Tensor) -> Tri
     for _, single, gradients in ByLoop(task.parameters, task, x).outputs_and_gradients(factor):
         singles.append(single)
         for name, gradient in gradients.items():
-            square = at_least_single(gradient[0]).square()
-            truth[name] = truth[name].add_(square) if name in truth else square
+            gradient = at_least_single(gradient[0])
+            if name in truth:
+                truth[name].addcmul_(gradient, gradient)
+            else:
+                truth[name] = gradient.square()
     dtype = _coarsest([outputs.dtype, *recording.dtypes()])
     if singles:
         refuse_mixed_samples(torch.cat(singles), outputs.detach(), dtype)
-    return Trial(x, outputs, recording, factor, truth, dtype)
+    largest = {name: float(square.max()) for name, square in truth.items() if square.numel()}
+    return Trial(x, outputs, recording, factor, truth, largest, dtype)
 
 
 def tolerances(dtype: torch.dtype) -> tuple[float, float]:
