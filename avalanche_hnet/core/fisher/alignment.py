@@ -31,7 +31,7 @@ def misaligned(
     range_ = 2 if coarsest == torch.float16 else 8
     exponents = torch.randint(-range_, range_ + 1, (n_samples,), generator=generator)
     scale = torch.exp2(exponents.float()).to(outputs)
-    factor = torch.randn(outputs.shape, generator=generator).to(outputs)
+    factor = random_factor(outputs)
     scaled = factor * _by_row(scale, factor)
     tolerance = torch.finfo(coarsest).eps ** 0.5
     plain = recording.output_gradients(outputs, factor, prefixes)
@@ -52,15 +52,27 @@ def misaligned(
     return wrong
 
 
-def active_rows(recording: Recording, outputs: Tensor, prefixes: Collection[str]) -> Tensor:
-    """Numbers of two samples at most that have gradients by one of these layers."""
-    generator = torch.Generator().manual_seed(1)
-    factor = torch.randn(outputs.shape, generator=generator).to(outputs)
-    for _, gradient in recording.output_gradients(outputs, factor, prefixes):
-        active = gradient.flatten(1).any(1) if gradient.dim() > 1 else gradient != 0
-        if active.any():
-            return active.nonzero()[:2, 0]
-    return torch.zeros(0, dtype=torch.long, device=outputs.device)
+def active_rows(
+    recording: Recording, outputs: Tensor, factor: Tensor, prefixes: Collection[str]
+) -> Tensor:
+    """For each of some layers the numbers of two samples that have the largest gradients by it."""
+    rows = []
+    for call, gradient in recording.output_gradients(outputs, factor, prefixes):
+        size = _norm_of_rows(gradient)
+        if call.inputs.is_floating_point():
+            size = size * _norm_of_rows(call.inputs)
+        rows.append(size.topk(min(2, len(size))).indices)
+    return torch.cat(rows).unique()
+
+
+def random_factor(outputs: Tensor) -> Tensor:
+    """Random numbers like ``outputs`` (B, …), the same for the same shape."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(outputs.shape, generator=generator).to(outputs)
+
+
+def _norm_of_rows(values: Tensor) -> Tensor:
+    return values.float().flatten(1).norm(dim=1) if values.dim() > 1 else values.float().abs()
 
 
 def _by_row(scale: Tensor, like: Tensor) -> Tensor:

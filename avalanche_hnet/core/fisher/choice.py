@@ -121,9 +121,7 @@ def one_by_one(choice: Choice) -> Choice:
     return replace(choice, by_vmap=(), by_loop=(*choice.by_vmap, *choice.by_loop))
 
 
-def _start(
-    task: OneTask, rules: Mapping[str, FisherRule], x: Tensor, dtype: torch.dtype
-) -> Start:
+def _start(task: OneTask, rules: Mapping[str, FisherRule], x: Tensor, dtype: torch.dtype) -> Start:
     with in_precision(task.model, dtype):
         trial = make_trial(task, rules, converted(x, dtype))
         covered = task.of_layers(rules)

@@ -162,7 +162,5 @@ def _random_subset(
         yield from zip(*(values.split(step) for values in tensors), strict=True)
 
 
-def _chosen(
-    mask: Tensor, keys: Tensor, tensors: Sequence[Tensor]
-) -> tuple[Tensor, list[Tensor]]:
+def _chosen(mask: Tensor, keys: Tensor, tensors: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
     return keys[mask], [values[mask.to(values.device)] for values in tensors]

@@ -12,22 +12,26 @@ from torch.autograd.graph import Node
 
 # Operations that take their elements or rows along, wherever the numbers lead: which element of
 # the result comes from which sample follows from the shapes and the saved dimensions alone.
-_ELEMENTWISE = """
-    Add Sub Mul Div Neg Pow Exp Expm1 Log Log1P Sqrt Rsqrt Abs Clamp ClampMin ClampMax Where
-    MaskedFill Maximum Minimum Reciprocal Sin Cos Erf Sign Relu LeakyRelu Elu Gelu Silu Mish Celu
-    Selu Hardtanh Hardswish Hardsigmoid Softplus Softshrink Prelu Sigmoid LogSigmoid Tanh Atan
-    ToCopy Clone Copy Alias Detach NativeDropout Threshold Lerp Addcmul Addcdiv Rsub
-""".split()
-_OF_SHAPES = """
-    View UnsafeView ReshapeAlias Expand Squeeze T Repeat Convolution ConvolutionOverrideable
-    MkldnnConvolution NativeBatchNorm CudnnBatchNorm NativeLayerNorm NativeGroupNorm FusedRmsNorm
-    MaxPool2DWithIndices MaxPool3DWithIndices AvgPool2D AvgPool3D AdaptiveAvgPool2D
-    AdaptiveAvgPool3D MkldnnAdaptiveAvgPool2D ConstantPadNd ReflectionPad1D ReflectionPad2D
-    ReplicationPad1D ReplicationPad2D UpsampleNearest1D UpsampleNearest2D UpsampleBilinear2D
-    Embedding Bmm Addmm Mm Baddbmm LinearalgVectorNorm ScaledDotProductFlashAttentionForCpu
-    ScaledDotProductFlashAttention ScaledDotProductEfficientAttention
-    ScaledDotProductCudnnAttention
-""".split()
+_ELEMENTWISE = (
+    "Add", "Sub", "Mul", "Div", "Neg", "Pow", "Exp", "Expm1", "Log", "Log1P", "Sqrt", "Rsqrt",
+    "Abs", "Clamp", "ClampMin", "ClampMax", "Where", "MaskedFill", "Maximum", "Minimum",
+    "Reciprocal", "Sin", "Cos", "Erf", "Sign", "Relu", "LeakyRelu", "Elu", "Gelu", "Silu",
+    "Mish", "Celu", "Selu", "Hardtanh", "Hardswish", "Hardsigmoid", "Softplus", "Softshrink",
+    "Prelu", "Sigmoid", "LogSigmoid", "Tanh", "Atan", "ToCopy", "Clone", "Copy", "Alias",
+    "Detach", "NativeDropout", "Threshold", "Lerp", "Addcmul", "Addcdiv", "Rsub",
+)  # fmt: skip
+_OF_SHAPES = (
+    "View", "UnsafeView", "ReshapeAlias", "Expand", "Squeeze", "T", "Repeat", "Convolution",
+    "ConvolutionOverrideable", "MkldnnConvolution", "NativeBatchNorm", "CudnnBatchNorm",
+    "NativeLayerNorm", "NativeGroupNorm", "FusedRmsNorm", "MaxPool2DWithIndices",
+    "MaxPool3DWithIndices", "AvgPool2D", "AvgPool3D", "AdaptiveAvgPool2D",
+    "AdaptiveAvgPool3D", "MkldnnAdaptiveAvgPool2D", "ConstantPadNd", "ReflectionPad1D",
+    "ReflectionPad2D", "ReplicationPad1D", "ReplicationPad2D", "UpsampleNearest1D",
+    "UpsampleNearest2D", "UpsampleBilinear2D", "Embedding", "Bmm", "Addmm", "Mm", "Baddbmm",
+    "LinearalgVectorNorm", "ScaledDotProductFlashAttentionForCpu",
+    "ScaledDotProductFlashAttention", "ScaledDotProductEfficientAttention",
+    "ScaledDotProductCudnnAttention",
+)  # fmt: skip
 _OF_DIMENSIONS = {
     "Mean": "_saved_dim",
     "Sum": "_saved_dim",
@@ -114,7 +118,8 @@ def graph_of(
             if child not in seen:
                 seen[child] = None
                 waiting.append(child)
-    once, several = set(), set()
+    once: set[str] = set()
+    several: set[str] = set()
     for name, parameter in parameters.items():
         leaf = leaves.get(id(parameter))
         if leaf is not None:
@@ -144,12 +149,13 @@ def _described(node: Node, name: str) -> tuple[str, Hashable]:
 def _has_a_fixed_way(
     key: str, dimensions: Hashable, children: tuple[tuple[Node | None, int], ...]
 ) -> bool:
-    if key == "Mm":  # rows of the first factor stay rows
-        return children[1][0] is None or children[0][0] is None or _is_weight(children[1][0])
+    if key in ("Mm", "Addmm"):  # rows of the first factor stay rows, those of the second do not
+        return children[-1][0] is None or _is_weight(children[-1][0])
     return key in _KNOWN and not (key in _PICKS and dimensions == 0)
 
 
 def _is_weight(node: Node | None) -> bool:
+    """Whether this is a parameter, transposed perhaps."""
     while node is not None and node.name() != _ACCUMULATE:
         if len(node.next_functions) != 1:
             return False

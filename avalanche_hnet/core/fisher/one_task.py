@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,6 +47,14 @@ class OneTask:
             for prefix in prefixes
             for name in names_in(prefix, self.model.get_submodule(prefix))
             if name in self.parameters
+        }
+
+    def layers_of(self, names: Collection[str]) -> set[str]:
+        """The names of the layers that have parameters of these names."""
+        return {
+            prefix
+            for prefix, layer in self.model.named_modules()
+            if not names_in(prefix, layer).isdisjoint(names)
         }
 
     def _arguments(self, x: Tensor) -> tuple[Any, ...]:

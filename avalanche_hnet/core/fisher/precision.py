@@ -39,6 +39,4 @@ def converted(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 def is_coarser(values: Tensor, dtype: torch.dtype) -> bool:
     """Whether these are floating-point numbers with fewer digits."""
-    return (
-        values.is_floating_point() and torch.finfo(values.dtype).eps > torch.finfo(dtype).eps
-    )
+    return values.is_floating_point() and torch.finfo(values.dtype).eps > torch.finfo(dtype).eps

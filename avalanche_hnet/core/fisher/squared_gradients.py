@@ -9,8 +9,9 @@ from functools import partial
 
 from torch import Tensor, nn
 
+from avalanche_hnet.core.fisher.alignment import active_rows, random_factor
 from avalanche_hnet.core.fisher.batch_statistics import refuse_batch_statistics
-from avalanche_hnet.core.fisher.by_rule import NotDifferentiableError
+from avalanche_hnet.core.fisher.by_rule import ByRule, NotDifferentiableError
 from avalanche_hnet.core.fisher.by_vmap import ByVmap
 from avalanche_hnet.core.fisher.choice import (
     Choice,
@@ -19,10 +20,9 @@ from avalanche_hnet.core.fisher.choice import (
     one_by_one,
     start,
 )
-from avalanche_hnet.core.fisher.alignment import active_rows
 from avalanche_hnet.core.fisher.layer_rules import layers_with_rules
 from avalanche_hnet.core.fisher.methods import ByName, Method, at_least_single
-from avalanche_hnet.core.fisher.one_task import OneTask, names_in
+from avalanche_hnet.core.fisher.one_task import OneTask
 from avalanche_hnet.core.fisher.recording import Recording, record
 from avalanche_hnet.core.fisher.soundness import unsound
 
@@ -85,9 +85,7 @@ class SquaredGradients:
         outputs, recording = self._recorded(x)
         return _detached(outputs), partial(self._sums, x, weights, outputs, recording)
 
-    def _squares(
-        self, x: Tensor, outputs: Tensor, recording: Recording, factor: Tensor
-    ) -> ByName:
+    def _squares(self, x: Tensor, outputs: Tensor, recording: Recording, factor: Tensor) -> ByName:
         by_name: ByName = {}
         for method in self._methods(x, outputs, recording):
             try:
@@ -136,24 +134,18 @@ class SquaredGradients:
         self, x: Tensor, outputs: Tensor, recording: Recording, names: Set[str]
     ) -> set[str]:
         """Wrong rules among those that meet gradients in this batch for the first time."""
-        wrong: set[str] = set()
-        while untried := names - self._tried - wrong:
-            prefixes = {
-                c.prefix
-                for c in recording.calls
-                if not names_in(c.prefix, c.layer).isdisjoint(untried)
-            }
-            rows = active_rows(recording, outputs, prefixes)
-            if len(rows) == 0:
-                break
-            now_wrong, active = disagreeing(
-                self._task, self._rules, untried, x[rows], self._dtype
-            )
-            wrong |= now_wrong
-            self._tried |= active
-            if not active - now_wrong and not now_wrong:
-                break
-        return wrong
+        untried = names - self._tried
+        if not untried:
+            return set()
+        factor = random_factor(outputs)
+        squares = ByRule(untried, self._rules, outputs, recording).squares(factor)
+        met = {name for name, square in squares.items() if square.any()}
+        if not met:
+            return met
+        rows = active_rows(recording, outputs, factor, self._task.layers_of(met))
+        wrong, active = disagreeing(self._task, self._rules, met, x[rows], self._dtype)
+        self._tried |= active
+        return wrong | (met - active)
 
     def _without_rules(self, names: Iterable[str], x: Tensor) -> Choice:
         return _announced(choose_again(self.choice, names, self._task, x, self._dtype))

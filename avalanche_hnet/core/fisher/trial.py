@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from avalanche_hnet.core.fisher.alignment import random_factor
 from avalanche_hnet.core.fisher.by_loop import ByLoop
 from avalanche_hnet.core.fisher.layer_rules import FisherRule
 from avalanche_hnet.core.fisher.methods import ByName, at_least_single
@@ -59,9 +60,7 @@ class Trial:
         """Those that have gradients other than zero here."""
         return {name for name in names if self.largest.get(name, 0) > 0}
 
-    def _agree(
-        self, name: str, squares: ByName, layer_of: Callable[[str], str] | None
-    ) -> bool:
+    def _agree(self, name: str, squares: ByName, layer_of: Callable[[str], str] | None) -> bool:
         if name not in squares or name not in self.truth:
             there = [s[name] for s in (squares, self.truth) if name in s]
             return not any(square.any() for square in there)
@@ -93,18 +92,17 @@ def make_trial(task: OneTask, rules: Mapping[str, FisherRule], x: Tensor) -> Tri
             f"model must return outputs with the samples in dimension 0, ({len(x)}, …) for "
             f"{len(x)} samples; got {tuple(outputs.shape)}"
         )
-    generator = torch.Generator().manual_seed(0)
-    factor = torch.randn(outputs.shape, generator=generator).to(outputs)
+    factor = random_factor(outputs)
     singles: list[Tensor] = []
     truth: ByName = {}
     for _, single, gradients in ByLoop(task.parameters, task, x).outputs_and_gradients(factor):
         singles.append(single)
         for name, gradient in gradients.items():
-            gradient = at_least_single(gradient[0])
+            of_sample = at_least_single(gradient[0])
             if name in truth:
-                truth[name].addcmul_(gradient, gradient)
+                truth[name].addcmul_(of_sample, of_sample)
             else:
-                truth[name] = gradient.square()
+                truth[name] = of_sample.square()
     dtype = _coarsest([outputs.dtype, *recording.dtypes()])
     if singles:
         refuse_mixed_samples(torch.cat(singles), outputs.detach(), dtype)
