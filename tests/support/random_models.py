@@ -44,14 +44,14 @@ class SelectedTokens(Block):
 
     def forward(self, h, x):
         chosen, out = x[..., 0] > 0.8, h.clone()
-        out[chosen] = self.layer(h[chosen]).tanh()
+        out[chosen] = self.layer(h[chosen]).tanh().to(h.dtype)
         return out
 
 
 class SelectedSamples(Block):
     def forward(self, h, x):
         chosen = x[:, 0, 0] > 0
-        return h.index_put((chosen,), self.layer(h[chosen]).tanh())
+        return h.index_put((chosen,), self.layer(h[chosen]).tanh().to(h.dtype))
 
 
 class TokenExperts(nn.Module):
@@ -66,7 +66,7 @@ class TokenExperts(nn.Module):
         out = torch.zeros_like(flat)
         for k, expert in enumerate(self.experts):
             rows = (choice == k).nonzero()[:, 0]
-            out = out.index_add(0, rows, expert(flat[rows]).tanh())
+            out = out.index_add(0, rows, expert(flat[rows]).tanh().to(h.dtype))
         return out.view_as(h)
 
 
@@ -83,7 +83,7 @@ class SampleExperts(nn.Module):
         for k, expert in enumerate(self.experts):
             rows = (choice == k).nonzero()[:, 0]
             if len(rows):
-                out = out.index_copy(0, rows, expert(h[rows]).tanh())
+                out = out.index_copy(0, rows, expert(h[rows]).tanh().to(h.dtype))
         return out
 
 
@@ -110,7 +110,7 @@ class LargestTokens(Block):
         score = x[..., 1].flatten()
         chosen = (score > 0.5).nonzero()[:, 0]
         flat = h.flatten(0, 1)
-        return flat.index_add(0, chosen, self.layer(flat[chosen]).tanh()).view_as(h)
+        return flat.index_add(0, chosen, self.layer(flat[chosen]).tanh().to(h.dtype)).view_as(h)
 
 
 class MaskedByMatrix(Block):
@@ -322,6 +322,7 @@ class Case:
     model: nn.Module
     batches: list
     name: str
+    dtype: torch.dtype = torch.float64  # the coarsest
 
 
 def random_case(seed):
@@ -347,7 +348,8 @@ def random_case(seed):
         for n in [draw.randint(1, 7) for _ in range(draw.randint(1, 4))]
     ]
     name = f"seed {seed}: {dtype}, {pooling}, {[_name(b) for b in blocks]}"
-    return Case(model, batches, name)
+    has_autocast = any(isinstance(module, Autocast) for module in model.modules())
+    return Case(model, batches, name, torch.bfloat16 if has_autocast else dtype)
 
 
 _LENGTHS = (1, 2, 3, 5)
@@ -375,7 +377,7 @@ def _block(draw, exact):
     block = draw.choice(SIMPLE)()
     if kind < 0.2:
         return Residual(block)
-    if kind < 0.3:
+    if kind < 0.3 and not isinstance(block, WithoutGradient):
         return Checkpointed(block, draw.random() < 0.5)
     if kind < 0.4 and not exact:
         return Autocast(block)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 
 import torch
 from torch import Tensor
@@ -26,30 +26,37 @@ def misaligned(
         coarsest: floating-point type on the way.
         prefixes: of the layers that are looked at.
     """
-    n_samples = len(outputs)
-    generator = torch.Generator().manual_seed(0)
-    range_ = 2 if coarsest == torch.float16 else 8
-    exponents = torch.randint(-range_, range_ + 1, (n_samples,), generator=generator)
-    scale = torch.exp2(exponents.float()).to(outputs)
     factor = random_factor(outputs)
-    scaled = factor * _by_row(scale, factor)
-    tolerance = torch.finfo(coarsest).eps ** 0.5
-    plain = recording.output_gradients(outputs, factor, prefixes)
-    wrong = set()
-    for (call, g), (_, h) in zip(
-        plain, recording.output_gradients(outputs, scaled, prefixes), strict=True
-    ):
-        if len(g) != n_samples:
-            wrong.add(call.prefix)
-            continue
-        expected = g * _by_row(scale, g).to(g.dtype)
-        if torch.equal(h, expected):
-            continue
-        rows = range(1, g.dim())
-        difference = torch.linalg.vector_norm(h - expected, dim=[*rows])
-        if not (difference <= tolerance * torch.linalg.vector_norm(expected, dim=[*rows])).all():
-            wrong.add(call.prefix)
+    plain = [*recording.output_gradients(outputs, factor, prefixes)]
+    wrong = {call.prefix for call, g in plain if len(g) != len(outputs)}
+    for scale in _scales(len(outputs), coarsest):
+        scale = scale.to(outputs)
+        scaled = recording.output_gradients(outputs, factor * _by_row(scale, factor), prefixes)
+        for (call, g), (_, h) in zip(plain, scaled, strict=True):
+            if call.prefix not in wrong and not _are_scaled(g, h, scale, coarsest):
+                wrong.add(call.prefix)
     return wrong
+
+
+def _scales(n_samples: int, dtype: torch.dtype) -> Iterator[Tensor]:
+    """Signed powers of two (B,): no two alike or, for many samples, no two alike twice."""
+    largest = 3 if dtype == torch.float16 else 16
+    powers = torch.exp2(torch.arange(-largest, largest + 1).float())
+    values = torch.cat([powers, -powers])
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(1 if n_samples <= len(values) else 2):
+        values = values[torch.randperm(len(values), generator=generator)]
+        order = torch.randperm(n_samples, generator=generator)
+        yield values[order % len(values)]
+
+
+def _are_scaled(plain: Tensor, scaled: Tensor, scale: Tensor, dtype: torch.dtype) -> bool:
+    """Whether the rows of ``scaled`` are ``scale`` times those of ``plain``, up to rounding."""
+    expected = plain * _by_row(scale, plain).to(plain.dtype)
+    if torch.equal(scaled, expected):
+        return True
+    difference, size = _norm_of_rows(scaled - expected), _norm_of_rows(expected)
+    return bool((difference <= torch.finfo(dtype).eps ** 0.5 * size).all())
 
 
 def active_rows(

@@ -74,7 +74,8 @@ def _gradients(
     out: Tensor, parameters: Sequence[nn.Parameter], factor: Tensor, task: OneTask
 ) -> Sequence[Tensor | None]:
     try:
-        return torch.autograd.grad(out, parameters, factor, allow_unused=True)
+        # The graph is kept for backward().
+        return torch.autograd.grad(out, parameters, factor, retain_graph=True, allow_unused=True)
     except RuntimeError as error:
         if "checkpoint" not in str(error):
             raise

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from avalanche_hnet.core.common.evaluation import undisturbed, usable
 from avalanche_hnet.core.common.likelihoods import Categorical, Gaussian, Likelihood
 from avalanche_hnet.core.common.task_labels import takes_task_labels
+from avalanche_hnet.core.fisher.methods import at_least_single
 from avalanche_hnet.core.fisher.squared_gradients import SquaredGradients
 from avalanche_hnet.core.fisher.trial import N_TRIAL
 
@@ -75,13 +76,10 @@ def diagonal_fisher(
         raise ValueError("model has no parameter that requires grad, so it has no Fisher")
 
     device = next(iter(parameters.values())).device
-    fisher = {
-        n: torch.zeros(p.shape, dtype=torch.promote_types(p.dtype, torch.float32), device=p.device)
-        for n, p in parameters.items()
-    }
     n_samples = 0
     gradients: dict[tuple[int | None, int, torch.Size], SquaredGradients] = {}
     with undisturbed(model), torch.inference_mode(False), torch.enable_grad():
+        fisher = {n: at_least_single(torch.zeros_like(p.detach())) for n, p in parameters.items()}
         if max_samples is not None:
             batches = _random_subset(batches, max_samples, generator)
         for batch in batches:
@@ -95,9 +93,9 @@ def diagonal_fisher(
                     for name, square in squares(factor).items():
                         fisher[name] += square
                 n_samples += len(x)
-    if n_samples == 0:
-        raise ValueError("batches must yield at least one sample, got none")
-    return {name: total / n_samples for name, total in fisher.items()}
+        if n_samples == 0:
+            raise ValueError("batches must yield at least one sample, got none")
+        return {name: total / n_samples for name, total in fisher.items()}
 
 
 def _fisher_factors(

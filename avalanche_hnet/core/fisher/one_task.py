@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
+
+from avalanche_hnet.core.common.substitution import substituted
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,11 +35,8 @@ class OneTask:
         """Outputs (B, …) for inputs (B, …), with ``parameters`` in place of the model's."""
         is_paired = self.in_pairs and len(x) == 1
         arguments = self._arguments(torch.cat([x, x]) if is_paired else x)
-        outputs: Tensor = (
-            self.model(*arguments)
-            if parameters is None
-            else functional_call(self.model, dict(parameters), arguments)
-        )
+        with substituted(self.model, parameters) if parameters else nullcontext():
+            outputs: Tensor = self.model(*arguments)
         return outputs[:1] if is_paired else outputs
 
     def of_layers(self, prefixes: Iterable[str]) -> set[str]:

@@ -59,7 +59,7 @@ class Recording:
         )
         for call, gradient in zip(calls, gradients, strict=True):
             if gradient is not None:
-                yield call, gradient
+                yield call, gradient.reshape(call.shape)
 
 
 def record(task: OneTask, x: Tensor, layers: Collection[str]) -> tuple[Tensor, Recording]:
@@ -90,8 +90,17 @@ def _hook(prefix: str, recording: Recording) -> Callable[..., None]:
         if not isinstance(output, Tensor) or not output.requires_grad:
             return
         inputs = (*args, *kwargs.values())[0]
-        edge = get_gradient_edge(output)
+        edge = get_gradient_edge(_base(output))
         call = Call(prefix, layer, inputs.detach(), edge, output.shape, output.dtype)
         recording.calls.append(call)
 
     return hook
+
+
+def _base(output: Tensor) -> Tensor:
+    """What the output is another shape of: a view leaves the graph when it is changed in place."""
+    base = output._base
+    if base is None or not base.requires_grad or base.numel() != output.numel():
+        return output
+    is_reshaped = base.is_contiguous() and output.is_contiguous()
+    return base if is_reshaped and base.grad_fn is not None else output

@@ -9,13 +9,14 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, jvp
+from torch.func import jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from avalanche_hnet.core.common.arguments import at_least, generator_or_none, integer, one_of
 from avalanche_hnet.core.common.evaluation import usable
 from avalanche_hnet.core.common.likelihoods import Gaussian
 from avalanche_hnet.core.common.masking import MASK_VALUE
+from avalanche_hnet.core.common.substitution import substituted
 from avalanche_hnet.core.common.task_labels import may_take_task_labels, takes_task_labels
 from avalanche_hnet.core.fisher.output_variance import output_variance
 from avalanche_hnet.core.posterior.at_mean import at_mean, fitted
@@ -109,7 +110,8 @@ class Predictor:
         mean = self.posterior.mean
 
         def outputs(parameters: dict[str, Tensor]) -> Tensor:
-            return functional_call(self.model, parameters, self._arguments(usable(x)))
+            with substituted(self.model, parameters):
+                return self.model(*self._arguments(usable(x)))
 
         constant = _padding(self.model)
         generator = self.generator or torch.Generator().manual_seed(torch.initial_seed())

@@ -36,7 +36,7 @@ def two_of_one_sample():
 
 def mixed():
     matrix = torch.eye(N)
-    matrix[2, 3] = 0.01
+    matrix[2, 3] = 0.5
     return matrix
 
 
@@ -54,8 +54,6 @@ def mixed():
 def test_rows_of_other_samples_are_found(matrix, is_aligned, dtype):
     outputs, recording = recorded(matrix, torch.randn(N, 3).to(dtype))
     wrong = misaligned(recording, outputs, dtype, ["layer"])
-    if dtype.itemsize == 2 and 0.01 in matrix:
-        return  # as small as the rounding of the type
     assert wrong == (set() if is_aligned else {"layer"})
 
 

@@ -17,7 +17,9 @@ def problem(seed):
     case = random_case(seed)
     right = single_samples(case, torch.float64)
     dtype = next(case.model.parameters()).dtype
+    eps = torch.finfo(case.dtype).eps
     alone = right if dtype == torch.float64 else single_samples(case, dtype)
+    before = [(n, p, p.detach().clone()) for n, p in case.model.named_parameters()]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -28,6 +30,10 @@ def problem(seed):
             values = diagonal_fisher(case.model, case.batches)
         except Exception as error:
             return f"{case.name}: {type(error).__name__}: {error}"
+    after = [*case.model.named_parameters()]
+    for (name, parameter, value), (_, now) in zip(before, after, strict=True):
+        if now is not parameter or not torch.equal(now, value):
+            return f"{case.name}: {name} has been changed"
     if values.keys() != right.keys():
         return f"{case.name}: Fisher of {values.keys()}, not {right.keys()}"
     layers = {}
@@ -36,10 +42,10 @@ def problem(seed):
         layers[layer] = max(layers.get(layer, 0), float(square.sqrt().sum()))
     for name in right:
         # Gradients that cancel within a layer leave rounding.
-        floor = torch.finfo(dtype).eps ** 0.8 * layers[name.rpartition(".")[0]]
+        floor = eps**0.8 * layers[name.rpartition(".")[0]]
         root = right[name].sqrt()
         error, of_type = ((v[name].double().sqrt() - root).abs().sum() for v in (values, alone))
-        tolerance = max(1e-7, 20 * torch.finfo(dtype).eps) * root.sum()
+        tolerance = max(1e-7, 20 * eps) * root.sum()
         if not error <= 3 * of_type + tolerance + floor:
             return (
                 f"{case.name}: {name} is off by {error / root.sum():.2g}, of which the type "

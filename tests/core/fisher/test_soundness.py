@@ -34,7 +34,8 @@ def test_what_the_first_samples_do_not_use_is_right(block, lengths):
     model = Model(None, [block(), block()], nn.Linear(F, C), "mean").eval()
     batches = [(inputs(6, n), torch.arange(6) % C) for n in lengths]
     right = single_samples(Case(model, batches, ""), torch.float64)
-    assert_close(diagonal_fisher(model, batches), right, rtol=1e-7)
+    # The bias of keys has no gradient but rounding.
+    assert_close(diagonal_fisher(model, batches), right, rtol=1e-7, floor=1e-30)
 
 
 class EvenTokens(nn.Module):
