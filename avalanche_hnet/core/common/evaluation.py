@@ -41,9 +41,12 @@ def random_numbers_kept() -> Iterator[list[str]]:
         now: Any = np.random.get_state()
         if any(not np.array_equal(a, b) for a, b in zip(of_numpy, now, strict=True)):
             used.append("numpy")
-        torch.set_rng_state(of_torch)
-        random.setstate(of_python)
-        np.random.set_state(of_numpy)
+        if "torch" in used:
+            torch.set_rng_state(of_torch)
+        if "random" in used:
+            random.setstate(of_python)
+        if "numpy" in used:
+            np.random.set_state(of_numpy)
 
 
 @contextmanager

@@ -63,7 +63,7 @@ class ByLoop(PerSample):
                 row,
                 out.detach(),
                 {
-                    name: gradient.to_dense()[None]
+                    name: (gradient.to_dense() if gradient.is_sparse else gradient)[None]
                     for name, gradient in zip(self.names, gradients, strict=True)
                     if gradient is not None
                 },

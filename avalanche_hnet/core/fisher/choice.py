@@ -126,7 +126,7 @@ def _start(task: OneTask, rules: Mapping[str, FisherRule], x: Tensor, dtype: tor
         trial = make_trial(task, rules, converted(x, dtype))
         covered = task.of_layers(rules)
         aligned: set[Hashable] = set()
-        doubtful = unsound(task, trial.outputs, trial.recording, covered, aligned)
+        doubtful = unsound(task, trial.outputs, trial.recording, covered, aligned, is_tried=True)
         sound = covered - doubtful
         trusted = sound - _wrong_rules(task, rules, sound, trial)
         others = [name for name in task.parameters if name not in trusted]

@@ -20,6 +20,8 @@ def unsound(
     recording: Recording,
     names: Collection[str],
     aligned: set[Hashable],
+    *,
+    is_tried: bool = False,
 ) -> set[str]:
     """Those of ``names`` that the rules of their layers would not get right in this batch.
 
@@ -33,6 +35,8 @@ def unsound(
         names: of the parameters by rule.
         aligned: signatures of graphs whose way is fixed and in which samples are in dimension 0;
             this one is added.
+        is_tried: whether the rules are tried on this very batch, so that rows that mix samples
+            would show. It is not enough where other samples can take another way.
     """
     ends = {call.output.node for call in recording.calls}
     graph = graph_of(outputs, {n: task.parameters[n] for n in names}, ends)
@@ -51,7 +55,7 @@ def unsound(
         elif not own_names <= wrong:
             prefixes.add(call.prefix)
     wrong |= graph.once - used_by_call
-    for prefix in _misaligned(graph, outputs, recording, prefixes, aligned):
+    for prefix in _misaligned(graph, outputs, recording, prefixes, aligned, is_tried):
         wrong |= names_in(prefix, task.model.get_submodule(prefix)) & set(names)
     return wrong
 
@@ -67,11 +71,14 @@ def _misaligned(
     recording: Recording,
     prefixes: set[str],
     aligned: set[Hashable],
+    is_tried: bool,
 ) -> set[str]:
     if len(outputs) == 1 or not prefixes:  # every row is of the one sample
         return set()
     shapes = tuple((c.prefix, c.inputs.dim(), c.shape[1:]) for c in recording.calls)
     signature = (graph.signature, shapes)
+    if graph.is_fixed and is_tried:
+        aligned.add(signature)
     if graph.is_fixed and signature in aligned:
         return set()
     coarsest = max(

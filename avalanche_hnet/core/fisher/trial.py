@@ -129,8 +129,9 @@ def refuse_mixed_samples(singles: Tensor, batched: Tensor, dtype: torch.dtype) -
     if batched.numel() == 0:
         return
     tolerance, rounding = tolerances(dtype)
-    unit_scale = singles.abs().amax(0) + rounding * singles.abs().max()
-    if not ((batched - singles).abs() <= tolerance * unit_scale).all():
+    sizes = singles.abs()
+    limit = tolerance * (sizes.amax(0) + rounding * sizes.max())
+    if not bool(((batched - singles).abs_() <= limit).all()):
         raise ValueError(
             "model gives a sample different outputs alone and in a batch, or from call to "
             "call, in evaluation mode, so it has no per-sample gradients; look for layers "
