@@ -40,9 +40,12 @@ def diagonal_fisher(
     random number generators except ``generator`` are afterwards what they were before.
 
     Layers with a rule (:func:`register_fisher_rule`) cost together one forward and one backward
-    pass. What the rules do not cover or get wrong is found on a few single samples and done by
-    ``vmap(grad)`` in bounded memory or, where ``vmap`` cannot follow the model, one sample at a
-    time, with a warning. The result is the same.
+    pass. A rule is tried on single samples, in float32 or better, when its layer first has
+    gradients, and holds for a batch only if the samples are in dimension 0 of its layer's one
+    call. What rules do not cover or get wrong is done by ``vmap(grad)`` in bounded memory or,
+    where ``vmap`` cannot follow the model, one sample at a time, with a warning. The result is
+    the same, also for models that ``squeeze()`` a batch of one, checkpoints, autocast inside the
+    model, and in inference mode.
 
     Args:
         model: called as ``model(x)``, or as ``model(x, task_labels)`` if its ``forward`` takes
@@ -52,7 +55,7 @@ def diagonal_fisher(
             with standard deviation 1 for real ones.
         kind: see above.
         max_samples: use at most so many samples, drawn uniformly without replacement, which
-            leaves the estimate of the mean unbiased.
+            leaves the estimate of the mean unbiased. Batches may be padded to different lengths.
         generator: draws labels and samples; by default PyTorch's global one, which is then
             restored, so that a second call draws the same.
 
