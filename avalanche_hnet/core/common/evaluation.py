@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from contextlib import contextmanager, nullcontext
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from avalanche_hnet.core.common.samples import Samples
+
+Values = TypeVar("Values", bound=Tensor | Samples)
 
 
 @contextmanager
@@ -41,9 +45,12 @@ def random_numbers_kept() -> Iterator[list[str]]:
         now: Any = np.random.get_state()
         if any(not np.array_equal(a, b) for a, b in zip(of_numpy, now, strict=True)):
             used.append("numpy")
-        torch.set_rng_state(of_torch)
-        random.setstate(of_python)
-        np.random.set_state(of_numpy)
+        if "torch" in used:
+            torch.set_rng_state(of_torch)
+        if "random" in used:
+            random.setstate(of_python)
+        if "numpy" in used:
+            np.random.set_state(of_numpy)
 
 
 @contextmanager
@@ -55,7 +62,8 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     has_rnn = any(isinstance(module, nn.RNNBase) for module in model.modules())
     try:
         with (
-            torch.random.fork_rng(),  # of all devices
+            # Of all devices; to look for some is slow.
+            torch.random.fork_rng() if torch.cuda.is_initialized() else nullcontext(),
             random_numbers_kept(),
             torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled and not has_rnn),
         ):
@@ -66,3 +74,9 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fused_attention)
         for module, training in modes:
             module.training = training
+
+
+def usable(values: Values) -> Values:
+    """The values, as a tensor that gradients can go through if they come from inference mode."""
+    copied: Any = values.clone() if values.is_inference() else values
+    return copied

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from avalanche_hnet.core.fisher.layer_rules import FisherRule
-from avalanche_hnet.core.fisher.methods import ByName
+from avalanche_hnet.core.fisher.methods import ByName, at_least_single
 from avalanche_hnet.core.fisher.one_task import full_name, names_in
 from avalanche_hnet.core.fisher.recording import Recording
 
@@ -62,19 +62,25 @@ class ByRule:
             raise NotDifferentiableError(constant)
         if squares:
             weighted = [(weights[name] * square).sum() for name, square in squares.items()]
-            total += torch.autograd.grad(weighted, share)[0]
+            total += torch.autograd.grad(weighted, share)[0].to(total.dtype)
 
     def _scaled_squares(self, factor: Tensor, scale: Tensor | None) -> ByName:
         """The squares of gradients that are multiplied by ``scale`` (B,) first, if it is given."""
         total: ByName = {}
-        for call, gradient in self.recording.output_gradients(self.outputs, factor):
-            if names_in(call.prefix, call.layer).isdisjoint(self.names):
-                continue
+        wanted = {
+            call.prefix
+            for call in self.recording.calls
+            if not names_in(call.prefix, call.layer).isdisjoint(self.names)
+        }
+        for call, gradient in self.recording.output_gradients(self.outputs, factor, wanted):
+            gradient, inputs = at_least_single(gradient), call.inputs
+            if inputs.is_floating_point():
+                inputs = inputs.to(gradient.dtype)
             if scale is not None:
                 gradient = gradient * scale.view(-1, *[1] * (gradient.dim() - 1))
             rule = self.rules[call.prefix]
-            for name, square in rule(call.layer, call.inputs, gradient).items():
+            for name, square in rule(call.layer, inputs, gradient).items():
                 name = full_name(call.prefix, name)
                 if name in self.names:
-                    total[name] = total.get(name, 0) + square
+                    total[name] = total[name] + square if name in total else square
         return total

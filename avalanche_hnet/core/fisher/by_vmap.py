@@ -45,7 +45,7 @@ class ByVmap(PerSample):
             return (out[0] * ci).sum()
 
         of_samples = vmap(grad(weighted_output), in_dims=(None, 0, 0))
-        step = max(1, _BUDGET // sum(p.numel() for p in chosen.values()))
+        step = max(1, _BUDGET // max(1, sum(p.numel() for p in chosen.values())))
         for start in range(0, len(self.x), step):
             rows = slice(start, start + step)
             with sdpa_kernel(SDPBackend.MATH):  # the fused kernels have no batching rule

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from avalanche_hnet.core.common.samples import Samples
+from avalanche_hnet.core.common.samples import Samples, joined
 from avalanche_hnet.core.fisher.by_loop import ByLoop
 from avalanche_hnet.core.fisher.by_rule import ByRule
 from avalanche_hnet.core.fisher.by_vmap import ByVmap
 from avalanche_hnet.core.fisher.layer_rules import FisherRule
 from avalanche_hnet.core.fisher.methods import Method
 from avalanche_hnet.core.fisher.one_task import OneTask
-from avalanche_hnet.core.fisher.recording import Recording, record
-from avalanche_hnet.core.fisher.trial import N_TRIAL, Trial, make_trial, refuse_mixed_samples
+from avalanche_hnet.core.fisher.precision import converted, in_precision
+from avalanche_hnet.core.fisher.recording import Recording
+from avalanche_hnet.core.fisher.soundness import unsound
+from avalanche_hnet.core.fisher.trial import N_TRIAL, Trial, make_trial
 
 
 @dataclass(frozen=True)
@@ -51,41 +53,166 @@ class Choice:
         )
 
 
-def choose(task: OneTask, rules: Mapping[str, FisherRule], x: Tensor | Samples) -> Choice:
+@dataclass(frozen=True)
+class Start:
+    """What a trial on the first inputs says.
+
+    Attributes:
+        task: as given, in pairs if it has to be.
+        choice: of methods.
+        tried: names whose rules were tried on gradients other than zero.
+        aligned: see :func:`unsound`.
+        dtype: in which trials run.
+    """
+
+    task: OneTask
+    choice: Choice
+    tried: frozenset[str]
+    aligned: frozenset[Hashable]
+    dtype: torch.dtype
+
+
+def start(task: OneTask, rules: Mapping[str, FisherRule], x: Tensor | Samples) -> Start:
     """The choice for a model, by a trial on the first few of the inputs ``x``.
+
+    A layer with a rule that these do not use is left to its rule until it is tried.
 
     Raises:
         ValueError: if the output for a sample depends on the other samples of its batch.
     """
     x = x[:N_TRIAL]
-    singles = torch.cat([task.outputs(xi).detach() for xi in x.split(1)])
-    outputs, recording = record(task, x, rules)
-    refuse_mixed_samples(singles, outputs.detach())
-    trial = make_trial(task, x, outputs.detach())
-    covered = task.of_layers(rules) - task.of_layers(recording.repeated())
-    squares = ByRule(covered, rules, outputs, recording).squares(trial.factor)
-    # A layer with a rule that this task does not use (another head) is left to its rule.
-    trusted = covered - trial.disagreeing(covered, squares)
-    others = [name for name in task.parameters if name not in trusted]
-    if others:
-        return _without_rules(others, task, trial)
-    return Choice(frozenset(trusted), is_plain=_has_plain_layers_only(recording))
+    dtype = _trial_dtype(task, x)
+    try:
+        return _start(task, rules, x, dtype)
+    except Exception:  # of every kind where a dimension is missing
+        if task.in_pairs:
+            raise
+        paired = replace(task, in_pairs=True)
+        if _keeps_dimension(task, x):
+            raise
+        return _start(paired, rules, x, dtype)
+
+
+def disagreeing(
+    task: OneTask,
+    rules: Mapping[str, FisherRule],
+    names: Collection[str],
+    x: Tensor | Samples,
+    dtype: torch.dtype,
+) -> tuple[set[str], set[str]]:
+    """Names whose rules are wrong for the inputs ``x``, and those that have gradients there."""
+    with in_precision(task.model, dtype):
+        trial = make_trial(task, rules, converted(x, dtype))
+        return _wrong_rules(task, rules, names, trial), trial.active(names)
 
 
 def choose_again(
-    choice: Choice, names: Iterable[str], task: OneTask, x: Tensor | Samples
+    choice: Choice, names: Iterable[str], task: OneTask, x: Tensor | Samples, dtype: torch.dtype
 ) -> Choice:
     """The choice when rules turn out to be wrong for parameters of these names."""
+    others = {*choice.by_vmap, *choice.by_loop, *names}
     x = x[:N_TRIAL]
-    trial = make_trial(task, x, task.outputs(x))
-    return _without_rules([*choice.by_vmap, *choice.by_loop, *sorted(names)], task, trial)
+    with in_precision(task.model, dtype):
+        trial = make_trial(task, {}, converted(x, dtype))
+        return _without_rules([n for n in task.parameters if n in others], task, trial)
+
+
+def one_by_one(choice: Choice) -> Choice:
+    """The choice when ``vmap`` fails."""
+    return replace(choice, by_vmap=(), by_loop=(*choice.by_vmap, *choice.by_loop))
+
+
+def _start(
+    task: OneTask, rules: Mapping[str, FisherRule], x: Tensor | Samples, dtype: torch.dtype
+) -> Start:
+    with in_precision(task.model, dtype):
+        trial = make_trial(task, rules, converted(x, dtype))
+        covered = task.of_layers(rules)
+        aligned: set[Hashable] = set()
+        doubtful = unsound(task, trial.outputs, trial.recording, covered, aligned, is_tried=True)
+        sound = covered - doubtful
+        trusted = sound - _wrong_rules(task, rules, sound, trial)
+        others = [name for name in task.parameters if name not in trusted]
+        if others:
+            choice = _without_rules(others, task, trial)
+        else:
+            choice = Choice(frozenset(trusted), is_plain=_has_plain_layers_only(trial.recording))
+        tried = frozenset(trial.active(trusted))
+        return Start(task, choice, tried, frozenset(aligned), dtype)
+
+
+def _wrong_rules(
+    task: OneTask, rules: Mapping[str, FisherRule], names: Collection[str], trial: Trial
+) -> set[str]:
+    wrong = _wrong(task, rules, names, trial, by_layer=task_is_double(trial))
+    if not wrong or task_is_double(trial):
+        return wrong
+    # A second look with more digits, for gradients that are nothing but rounding.
+    double = torch.float64
+    try:
+        with in_precision(task.model, double):
+            finer = make_trial(task, rules, converted(trial.x, double))
+            return _wrong(task, rules, wrong, finer, by_layer=True)
+    except Exception:  # a model that insists on its type
+        return wrong
+
+
+def task_is_double(trial: Trial) -> bool:
+    """Whether there are no more digits to be had."""
+    return trial.dtype == torch.float64
+
+
+def _wrong(
+    task: OneTask,
+    rules: Mapping[str, FisherRule],
+    names: Collection[str],
+    trial: Trial,
+    *,
+    by_layer: bool,
+) -> set[str]:
+    try:
+        by_rule = ByRule(names, rules, trial.outputs, trial.recording)
+        squares = by_rule.squares(trial.factor)
+    except Exception:  # a rule meets inputs that it was not written for
+        return set(names)
+    return trial.disagreeing(names, squares, layer_of if by_layer else None)
+
+
+def layer_of(name: str) -> str:
+    """The name of a parameter's layer."""
+    return name.rpartition(".")[0]
+
+
+def _trial_dtype(task: OneTask, x: Tensor | Samples) -> torch.dtype:
+    """Float32 at least, if the model can be run in it."""
+    dtypes = {p.dtype for p in task.model.parameters() if p.is_floating_point()}
+    coarsest = max(dtypes, key=lambda d: torch.finfo(d).eps)
+    single = torch.promote_types(coarsest, torch.float32)
+    if single == coarsest:
+        return single
+    try:
+        with torch.no_grad(), in_precision(task.model, single):
+            task.outputs(joined([x, x])[:N_TRIAL].to(converted(x, single).dtype))
+    except Exception:  # a model that insists on its type
+        return coarsest
+    return single
+
+
+def _keeps_dimension(task: OneTask, x: Tensor | Samples) -> bool:
+    """Whether the output for one sample has as many dimensions as that for several."""
+    with torch.no_grad():
+        several = task.outputs(joined([x[:1], x[:1]]))
+        try:
+            return task.outputs(x[:1]).shape == several[:1].shape
+        except Exception:
+            return False
 
 
 def _without_rules(names: Sequence[str], task: OneTask, trial: Trial) -> Choice:
     """These parameters by ``vmap``, or by single samples where that fails; others by rules."""
     try:
         squares = ByVmap(names, task, trial.x).squares(trial.factor)
-        wrong = trial.disagreeing([n for n in names if n in trial.truth], squares)
+        wrong = trial.disagreeing(names, squares, layer_of)
     except Exception:  # what vmap cannot trace ends in errors of every kind
         wrong = set(names)
     return Choice(

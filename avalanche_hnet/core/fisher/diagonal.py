@@ -8,11 +8,12 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from avalanche_hnet.core.common.evaluation import undisturbed
+from avalanche_hnet.core.common.evaluation import undisturbed, usable
 from avalanche_hnet.core.common.likelihoods import Categorical, Gaussian, Likelihood
 from avalanche_hnet.core.common.samples import Samples, as_samples
 from avalanche_hnet.core.common.structures import described
 from avalanche_hnet.core.common.task_labels import takes_task_labels
+from avalanche_hnet.core.fisher.methods import at_least_single
 from avalanche_hnet.core.fisher.squared_gradients import SquaredGradients
 from avalanche_hnet.core.fisher.trial import N_TRIAL
 
@@ -44,9 +45,12 @@ def diagonal_fisher(
     random number generators except ``generator`` are afterwards what they were before.
 
     Layers with a rule (:func:`register_fisher_rule`) cost together one forward and one backward
-    pass. What the rules do not cover or get wrong is found on a few single samples and done by
-    ``vmap(grad)`` in bounded memory or, where ``vmap`` cannot follow the model, one sample at a
-    time, with a warning. The result is the same.
+    pass. A rule is tried on single samples, in float32 or better, when its layer first has
+    gradients, and holds for a batch only if the samples are in dimension 0 of its layer's one
+    call. What rules do not cover or get wrong is done by ``vmap(grad)`` in bounded memory or,
+    where ``vmap`` cannot follow the model, one sample at a time, with a warning. The result is
+    the same, also for models that ``squeeze()`` a batch of one, checkpoints, autocast inside the
+    model, and in inference mode.
 
     Args:
         model: called as ``model(x)``, or as ``model(x, task_labels)`` if its ``forward`` takes
@@ -60,7 +64,7 @@ def diagonal_fisher(
             with standard deviation 1 for real ones.
         kind: see above.
         max_samples: use at most so many samples, drawn uniformly without replacement, which
-            leaves the estimate of the mean unbiased.
+            leaves the estimate of the mean unbiased. Batches may be padded to different lengths.
         generator: draws labels and samples; by default PyTorch's global one, which is then
             restored, so that a second call draws the same.
 
@@ -84,14 +88,11 @@ def diagonal_fisher(
         raise ValueError("model has no parameter that requires grad, so it has no Fisher")
 
     device = next(iter(parameters.values())).device
-    fisher = {
-        n: torch.zeros(p.shape, dtype=torch.promote_types(p.dtype, torch.float32), device=p.device)
-        for n, p in parameters.items()
-    }
     n_samples = 0
     gradients: dict[tuple[int | None, int, tuple[Any, ...]], SquaredGradients] = {}
-    with undisturbed(model), torch.enable_grad():
+    with undisturbed(model), torch.inference_mode(False), torch.enable_grad():
         batches = (_columns(batch) for batch in batches)
+        fisher = {n: at_least_single(torch.zeros_like(p.detach())) for n, p in parameters.items()}
         if max_samples is not None:
             batches = _random_subset(batches, max_samples, generator)
         for batch in batches:
@@ -105,9 +106,9 @@ def diagonal_fisher(
                     for name, square in squares(factor).items():
                         fisher[name] += square
                 n_samples += len(x)
-    if n_samples == 0:
-        raise ValueError("batches must yield at least one sample, got none")
-    return {name: total / n_samples for name, total in fisher.items()}
+        if n_samples == 0:
+            raise ValueError("batches must yield at least one sample, got none")
+        return {name: total / n_samples for name, total in fisher.items()}
 
 
 def _fisher_factors(
@@ -136,7 +137,7 @@ def _single_task_batches(
     model: nn.Module, batch: Sequence[Any], device: torch.device
 ) -> Iterator[tuple[Tensor | Samples, Tensor, Tensor | None]]:
     """The batch as ``(x, y, task_labels)``, split by task if the model takes task labels."""
-    x, y = batch[0].to(device), batch[1].to(device)
+    x, y = usable(batch[0].to(device)), usable(batch[1].to(device))
     if len(x) == 0:
         return
     if len(batch) == 2 or not takes_task_labels(model):
@@ -166,16 +167,24 @@ def _random_subset(
     batches: Iterable[Sequence[Any]], size: int, generator: torch.Generator | None
 ) -> Iterator[Sequence[Any]]:
     """One pass over ``batches`` that keeps the ``size`` samples with the smallest random keys."""
-    kept: list[Any] = []
-    keys = torch.empty(0, dtype=torch.float64)
+    # Samples that were padded in another way have other shapes, and stay apart.
+    kept: dict[tuple[Any, ...], tuple[Tensor, list[Any]]] = {}
     step = 1
     for batch in batches:
         step = max(step, len(batch[0]))
         device = torch.device("cpu") if generator is None else generator.device
         drawn = torch.rand(len(batch[0]), generator=generator, device=device, dtype=torch.float64)
+        shape = tuple(values.shape[1:] for values in batch)
+        keys, values = kept.get(shape, (drawn[:0].cpu(), [v[:0] for v in batch]))
         keys = torch.cat([keys, drawn.cpu()])
-        kept = [torch.cat(pair) for pair in zip(kept, batch, strict=True)] if kept else list(batch)
-        if len(keys) > size:
-            keys, chosen = keys.topk(size, largest=False)
-            kept = [values[chosen.to(values.device)] for values in kept]
-    yield from zip(*(values.split(step) for values in kept), strict=True)
+        kept[shape] = keys, [torch.cat(pair) for pair in zip(values, batch, strict=True)]
+        every_key = torch.cat([keys for keys, _ in kept.values()])
+        if len(every_key) > size:
+            last = every_key.topk(size, largest=False).values.max()
+            kept = {s: _chosen(keys <= last, keys, values) for s, (keys, values) in kept.items()}
+    for _, tensors in kept.values():
+        yield from zip(*(values.split(step) for values in tensors), strict=True)
+
+
+def _chosen(mask: Tensor, keys: Tensor, tensors: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    return keys[mask], [values[mask.to(values.device)] for values in tensors]

@@ -110,7 +110,7 @@ def embedding(layer: nn.Module, inputs: Tensor, grads: Tensor) -> dict[str, Tens
     per_sample.index_add_(0, position.flatten(), grads.reshape(-1, layer.embedding_dim))
     if layer.scale_grad_by_freq:
         per_sample /= torch.bincount(position.flatten(), minlength=len(pairs))[:, None]
-    weight = torch.zeros_like(layer.weight, requires_grad=False)
+    weight = grads.new_zeros(layer.weight.shape)
     weight.index_add_(0, pairs % n_rows, per_sample.square_())
     if layer.padding_idx is not None:
         weight[layer.padding_idx] = 0
@@ -121,7 +121,10 @@ def embedding(layer: nn.Module, inputs: Tensor, grads: Tensor) -> dict[str, Tens
 def batch_norm(layer: nn.Module, inputs: Tensor, grads: Tensor) -> dict[str, Tensor]:
     """In evaluation mode an affine map of each channel by the running statistics."""
     assert isinstance(layer, nn.modules.batchnorm._BatchNorm)
-    normalised = F.batch_norm(inputs, layer.running_mean, layer.running_var, eps=layer.eps)
+    assert layer.running_mean is not None
+    assert layer.running_var is not None
+    mean, variance = layer.running_mean.to(inputs.dtype), layer.running_var.to(inputs.dtype)
+    normalised = F.batch_norm(inputs, mean, variance, eps=layer.eps)
     return _channel_affine(normalised, grads)
 
 

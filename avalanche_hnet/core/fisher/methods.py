@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 # Tensors of the parameters' shapes, by name.
@@ -38,7 +39,7 @@ class PerSample(ABC):
         total: ByName = {}
         for _, gradients in self.gradients(factor):
             for name, gradient in gradients.items():
-                square = gradient.square()
+                square = at_least_single(gradient).square()
                 square = square[0] if len(square) == 1 else square.sum(0)
                 total[name] = total.get(name, 0) + square
         return total
@@ -47,4 +48,10 @@ class PerSample(ABC):
         """See :class:`Method`."""
         for rows, gradients in self.gradients(factor):
             for name, gradient in gradients.items():
-                total[rows] += (weights[name] * gradient.square()).flatten(1).sum(1)
+                weighted = weights[name] * at_least_single(gradient).square()
+                total[rows] += weighted.flatten(1).sum(1) if weighted.dim() > 1 else weighted
+
+
+def at_least_single(values: Tensor) -> Tensor:
+    """The values in float32 if they are in half precision, whose squares would vanish."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))

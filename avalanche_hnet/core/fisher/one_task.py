@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from avalanche_hnet.core.common.logits import logits_of
-from avalanche_hnet.core.common.samples import Samples, structure_of
+from avalanche_hnet.core.common.samples import Samples, joined, structure_of
+from avalanche_hnet.core.common.substitution import substituted
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,20 +23,24 @@ class OneTask:
         parameters: those whose gradients are wanted, by name.
         label: of the task: (1,), to be repeated for each sample, or a number that is passed as it
             is, or None.
+        in_pairs: whether a sample that is alone is given twice, to a model that would drop the
+            dimension of the samples (``squeeze``).
     """
 
     model: nn.Module
     parameters: Mapping[str, nn.Parameter]
     label: Tensor | int | None
+    in_pairs: bool = False
 
     def outputs(
         self, x: Tensor | Samples, parameters: Mapping[str, Tensor] | None = None
     ) -> Tensor:
         """Outputs (B, …) for inputs (B, …), with ``parameters`` in place of the model's."""
-        arguments = self._arguments(x)
-        if parameters is None:
-            return logits_of(self.model(*arguments))
-        return logits_of(functional_call(self.model, dict(parameters), arguments))
+        is_paired = self.in_pairs and len(x) == 1
+        arguments = self._arguments(joined([x, x]) if is_paired else x)
+        with substituted(self.model, parameters) if parameters else nullcontext():
+            outputs = logits_of(self.model(*arguments))
+        return outputs[:1] if is_paired else outputs
 
     def of_layers(self, prefixes: Iterable[str]) -> set[str]:
         """Names of the wanted parameters that belong to layers, which are given by their names."""
@@ -46,16 +51,25 @@ class OneTask:
             if name in self.parameters
         }
 
+    def layers_of(self, names: Collection[str]) -> set[str]:
+        """The names of the layers that have parameters of these names."""
+        return {
+            prefix
+            for prefix, layer in self.model.named_modules()
+            if not names_in(prefix, layer).isdisjoint(names)
+        }
+
     def _arguments(self, x: Tensor | Samples) -> tuple[Any, ...]:
-        inputs, label = structure_of(x), self.label
-        if label is None:
-            return (inputs,)
-        return inputs, label.expand(len(x)) if isinstance(label, Tensor) else label
+        if self.label is None:
+            return (structure_of(x),)
+        return structure_of(x), self.label.expand(len(x)) if isinstance(
+            self.label, Tensor
+        ) else self.label
 
 
 def names_in(prefix: str, layer: nn.Module) -> set[str]:
     """The names that a layer's own parameters have in its model."""
-    return {full_name(prefix, name) for name, _ in layer.named_parameters(recurse=False)}
+    return {full_name(prefix, name) for name, p in layer._parameters.items() if p is not None}
 
 
 def full_name(prefix: str, name: str) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from avalanche_hnet.core.common.evaluation import usable
 from avalanche_hnet.core.common.samples import Samples, as_samples
 from avalanche_hnet.core.fisher.one_task import OneTask
 from avalanche_hnet.core.fisher.squared_gradients import SquaredGradients
@@ -45,7 +46,8 @@ def output_variance(
         with torch.no_grad():
             outputs = OneTask(model, parameters, task_label).outputs(x)
         return outputs, torch.zeros_like(outputs)
-    with torch.enable_grad():
+    with torch.inference_mode(False), torch.enable_grad():
+        x, variances = usable(x), {n: usable(v) for n, v in variances.items()}
         method = SquaredGradients(model, parameters, x, task_label)
         # Layers other than plain linear ones form the gradients of samples, and keep them.
         n_weights = sum(p.numel() for p in parameters.values())

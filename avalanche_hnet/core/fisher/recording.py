@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -10,6 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from avalanche_hnet.core.common.samples import Samples
 from avalanche_hnet.core.fisher.one_task import OneTask
@@ -22,35 +22,45 @@ class Call(NamedTuple):
         prefix: the layer's name in its model.
         layer: itself.
         inputs: its first argument.
-        output_gradient: filled by the backward pass.
+        output: where its output stands in the graph, whatever is done to it in place.
+        shape: of its output, (B, …) if samples are in dimension 0.
+        dtype: of its output.
     """
 
     prefix: str
     layer: nn.Module
     inputs: Tensor
-    output_gradient: list[Tensor]
+    output: GradientEdge
+    shape: torch.Size
+    dtype: torch.dtype
 
 
 @dataclass
 class Recording:
-    """Calls in order, and the leaves at which their common backward pass ends."""
+    """Calls of layers, in order."""
 
     calls: list[Call] = field(default_factory=list)
-    leaves: list[Tensor] = field(default_factory=list)
 
-    def repeated(self) -> set[str]:
-        """Layers that were called more than once."""
-        times = Counter(call.prefix for call in self.calls)
-        return {prefix for prefix, n in times.items() if n > 1}
+    def dtypes(self) -> set[torch.dtype]:
+        """Of what goes into the layers and what comes out of them."""
+        return {dtype for call in self.calls for dtype in (call.inputs.dtype, call.dtype)}
 
-    def output_gradients(self, outputs: Tensor, factor: Tensor) -> Iterator[tuple[Call, Tensor]]:
-        """Calls that ``outputs`` depend on, with the gradients of Σ ``factor`` · ``outputs``."""
-        if not self.leaves or not outputs.requires_grad:
+    def output_gradients(
+        self, outputs: Tensor, factor: Tensor, prefixes: Collection[str] | None = None
+    ) -> Iterator[tuple[Call, Tensor]]:
+        """Calls that ``outputs`` depend on, with the gradients of Σ ``factor`` · ``outputs``.
+
+        Only the calls of some layers, if ``prefixes`` names them.
+        """
+        calls = [c for c in self.calls if prefixes is None or c.prefix in prefixes]
+        if not calls or not outputs.requires_grad:
             return
-        torch.autograd.grad(outputs, self.leaves, factor, retain_graph=True, allow_unused=True)
-        for call in self.calls:
-            if call.output_gradient:
-                yield call, call.output_gradient.pop()
+        gradients = torch.autograd.grad(
+            outputs, [c.output for c in calls], factor, retain_graph=True, allow_unused=True
+        )
+        for call, gradient in zip(calls, gradients, strict=True):
+            if gradient is not None:
+                yield call, gradient.reshape(call.shape)
 
 
 def record(task: OneTask, x: Tensor | Samples, layers: Collection[str]) -> tuple[Tensor, Recording]:
@@ -62,9 +72,7 @@ def record(task: OneTask, x: Tensor | Samples, layers: Collection[str]) -> tuple
 
 @contextmanager
 def _recorded(model: nn.Module, layers: Collection[str]) -> Iterator[Recording]:
-    """Hooks on the layers; no parameter requires grad, so that no gradient of weights is formed."""
     recording = Recording()
-    trainable = [p for p in model.parameters() if p.requires_grad]
     handles = [
         model.get_submodule(prefix).register_forward_hook(
             _hook(prefix, recording), with_kwargs=True
@@ -72,28 +80,28 @@ def _recorded(model: nn.Module, layers: Collection[str]) -> Iterator[Recording]:
         for prefix in layers
     ]
     try:
-        for parameter in trainable:
-            parameter.requires_grad_(False)
         yield recording
     finally:
-        for parameter in trainable:
-            parameter.requires_grad_(True)
         for handle in handles:
             handle.remove()
 
 
-def _hook(prefix: str, recording: Recording) -> Callable[..., Any]:
-    def hook(layer: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
-        if not isinstance(output, Tensor) or not torch.is_grad_enabled():
-            return output
-        if not output.requires_grad:  # nothing before it is differentiated: start here
-            leaf = torch.zeros((), dtype=output.dtype, device=output.device)
-            recording.leaves.append(leaf.requires_grad_())
-            output = output + leaf
+def _hook(prefix: str, recording: Recording) -> Callable[..., None]:
+    def hook(layer: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+        if not isinstance(output, Tensor) or not output.requires_grad:
+            return
         inputs = (*args, *kwargs.values())[0]
-        call = Call(prefix, layer, inputs.detach(), [])
-        output.register_hook(call.output_gradient.append)
+        edge = get_gradient_edge(_base(output))
+        call = Call(prefix, layer, inputs.detach(), edge, output.shape, output.dtype)
         recording.calls.append(call)
-        return output
 
     return hook
+
+
+def _base(output: Tensor) -> Tensor:
+    """What the output is another shape of: a view leaves the graph when it is changed in place."""
+    base = output._base
+    if base is None or not base.requires_grad or base.numel() != output.numel():
+        return output
+    is_reshaped = base.is_contiguous() and output.is_contiguous()
+    return base if is_reshaped and base.grad_fn is not None else output

@@ -2,28 +2,41 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
+from functools import partial
 
 from torch import Tensor, nn
 
 from avalanche_hnet.core.common.samples import Samples
+from avalanche_hnet.core.fisher.alignment import active_rows, random_factor
 from avalanche_hnet.core.fisher.batch_statistics import refuse_batch_statistics
-from avalanche_hnet.core.fisher.by_rule import NotDifferentiableError
-from avalanche_hnet.core.fisher.choice import Choice, choose, choose_again
+from avalanche_hnet.core.fisher.by_rule import ByRule, NotDifferentiableError
+from avalanche_hnet.core.fisher.by_vmap import ByVmap
+from avalanche_hnet.core.fisher.choice import (
+    Choice,
+    choose_again,
+    disagreeing,
+    one_by_one,
+    start,
+)
 from avalanche_hnet.core.fisher.layer_rules import layers_with_rules
-from avalanche_hnet.core.fisher.methods import ByName
+from avalanche_hnet.core.fisher.methods import ByName, Method, at_least_single
 from avalanche_hnet.core.fisher.one_task import OneTask
 from avalanche_hnet.core.fisher.recording import Recording, record
+from avalanche_hnet.core.fisher.soundness import unsound
 
 
 class SquaredGradients:
     """Σ_n (J_nᵀ c_n)² for the samples n of a batch, J_n the Jacobian of the outputs of sample n.
 
-    A trial on a few samples decides for each parameter between the rule of its layer (one
-    backward pass for the batch), ``vmap(grad)``, and one sample at a time: the first of these
-    that agrees with the last. So tied weights, layers called twice, weights used outside their
-    layer, sequences in dimension 0 and wrong rules cost time, but never correctness.
+    Each parameter goes by the first of these that gets it right: the rule of its layer (one
+    backward pass for the batch), ``vmap(grad)``, and one sample at a time. A rule is tried against
+    single samples when its layer first has gradients, and holds for a batch only if the samples
+    are in dimension 0 of its layer's one call (:func:`unsound`). So tied weights, layers called
+    twice, weights used outside their layer, tokens in dimension 0 and wrong rules cost time, but
+    never correctness.
 
     Args:
         model: in evaluation mode; called with ``(x)`` or, if ``labels`` are given, with
@@ -49,21 +62,19 @@ class SquaredGradients:
     ) -> None:
         refuse_batch_statistics(model)
         label = labels[:1] if isinstance(labels, Tensor) else labels
-        self._task = OneTask(model, parameters, label)
         self._rules = layers_with_rules(model)
-        self.choice = _announced(choose(self._task, self._rules, x))
+        first = start(OneTask(model, parameters, label), self._rules, x)
+        self._task, self._dtype = first.task, first.dtype
+        self._tried = set(first.tried)
+        self._aligned = set(first.aligned)
+        self.choice = _announced(first.choice)
 
     def forward(self, x: Tensor | Samples) -> tuple[Tensor, Callable[[Tensor], ByName]]:
         """Outputs (B, …), and a function from c (of their shape) to Σ_n (J_nᵀ c_n)² by name."""
-        outputs, recording = record(self._task, x, self._rules)
-        if repeated := self._repeated(recording):
-            self.choice = _announced(choose_again(self.choice, repeated, self._task, x))
-        methods = self.choice.methods(self._task, self._rules, x, outputs, recording)
-
-        def squares(factor: Tensor) -> ByName:
-            return {n: s for method in methods for n, s in method.squares(factor).items()}
-
-        return outputs.detach(), squares
+        outputs, recording = self._recorded(x)
+        # No closure that calls itself: the graph would stay until garbage is collected.
+        squares = partial(self._squares, x, outputs, recording)
+        return at_least_single(_detached(outputs)), squares
 
     def forward_weighted(
         self, x: Tensor | Samples, weights: Mapping[str, Tensor]
@@ -72,28 +83,86 @@ class SquaredGradients:
 
         There are weights for all parameters.
         """
-        outputs, recording = record(self._task, x, self._rules)
-        if repeated := self._repeated(recording):
-            self.choice = _announced(choose_again(self.choice, repeated, self._task, x))
+        outputs, recording = self._recorded(x)
+        return _detached(outputs), partial(self._sums, x, weights, outputs, recording)
 
-        def sums(factor: Tensor) -> Tensor:
-            total = factor.new_zeros(len(x))
-            methods = self.choice.methods(self._task, self._rules, x, outputs, recording)
+    def _squares(
+        self, x: Tensor | Samples, outputs: Tensor, recording: Recording, factor: Tensor
+    ) -> ByName:
+        by_name: ByName = {}
+        for method in self._methods(x, outputs, recording):
             try:
-                for method in methods:
-                    method.add_weighted(total, weights, factor)
+                by_name |= method.squares(factor.to(outputs.dtype))
+            except Exception:  # a way through the model that vmap has not met before
+                if not isinstance(method, ByVmap):
+                    raise
+                self.choice = _announced(one_by_one(self.choice))
+                return self._squares(x, outputs, recording, factor)
+        return by_name
+
+    def _sums(
+        self,
+        x: Tensor | Samples,
+        weights: Mapping[str, Tensor],
+        outputs: Tensor,
+        recording: Recording,
+        factor: Tensor,
+    ) -> Tensor:
+        total = at_least_single(factor.new_zeros(len(x)))
+        for method in self._methods(x, outputs, recording):
+            try:
+                method.add_weighted(total, weights, factor)
             except NotDifferentiableError as error:
-                constant = error.names
+                self.choice = self._without_rules(error.names, x)
+            except Exception:
+                if not isinstance(method, ByVmap):
+                    raise
+                self.choice = _announced(one_by_one(self.choice))
             else:
-                return total.detach()
-            self.choice = _announced(choose_again(self.choice, constant, self._task, x))
-            return sums(factor)
+                continue
+            return self._sums(x, weights, outputs, recording, factor)
+        return total.detach()
 
-        return outputs.detach(), sums
+    def _recorded(self, x: Tensor | Samples) -> tuple[Tensor, Recording]:
+        """The outputs with their layers' calls, after the choice has been made to fit them."""
+        outputs, recording = record(self._task, x, self._rules)
+        by_rule = self.choice.by_rule
+        wrong = unsound(self._task, outputs, recording, by_rule, self._aligned)
+        wrong |= self._tried_and_wrong(x, outputs, recording, by_rule - wrong)
+        if wrong:
+            self.choice = self._without_rules(wrong, x)
+        return outputs, recording
 
-    def _repeated(self, recording: Recording) -> set[str]:
-        """Parameters by rule whose layers were called twice, in this batch but not in the trial."""
-        return self._task.of_layers(recording.repeated()) & self.choice.by_rule
+    def _tried_and_wrong(
+        self, x: Tensor | Samples, outputs: Tensor, recording: Recording, names: Set[str]
+    ) -> set[str]:
+        """Wrong rules among those that meet gradients in this batch for the first time."""
+        untried = names - self._tried
+        if not untried:
+            return set()
+        factor = random_factor(outputs)
+        squares = ByRule(untried, self._rules, outputs, recording).squares(factor)
+        met = {name for name, square in squares.items() if square.any()}
+        if not met:
+            return met
+        rows = active_rows(recording, outputs, factor, self._task.layers_of(met))
+        wrong, active = disagreeing(self._task, self._rules, met, x[rows], self._dtype)
+        self._tried |= active
+        return wrong | (met - active)
+
+    def _without_rules(self, names: Iterable[str], x: Tensor | Samples) -> Choice:
+        return _announced(choose_again(self.choice, names, self._task, x, self._dtype))
+
+    def _methods(
+        self, x: Tensor | Samples, outputs: Tensor, recording: Recording
+    ) -> tuple[Method, ...]:
+        return self.choice.methods(self._task, self._rules, x, outputs, recording)
+
+
+def _detached(outputs: Tensor) -> Tensor:
+    """Without gradients, and not of inference mode."""
+    detached = outputs.detach()
+    return detached.clone() if detached.is_inference() else detached
 
 
 def _announced(choice: Choice) -> Choice:
@@ -102,6 +171,14 @@ def _announced(choice: Choice) -> Choice:
         warnings.warn(
             f"squared gradients of {', '.join(choice.by_loop)} are computed one sample at a "
             "time, since neither a Fisher rule nor torch.func.vmap covers them",
-            stacklevel=4,  # the caller of diagonal_fisher
+            stacklevel=_outside(),
         )
     return choice
+
+
+def _outside() -> int:
+    """How many calls up the first is that is not of this package."""
+    level, frame = 2, sys._getframe(2)
+    while frame.f_back and frame.f_globals.get("__name__", "").startswith("avalanche_hnet."):
+        level, frame = level + 1, frame.f_back
+    return level

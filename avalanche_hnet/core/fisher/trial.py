@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from avalanche_hnet.core.common.samples import Samples
+from avalanche_hnet.core.common.samples import Samples, joined
+from avalanche_hnet.core.fisher.alignment import random_factor
 from avalanche_hnet.core.fisher.by_loop import ByLoop
-from avalanche_hnet.core.fisher.methods import ByName
+from avalanche_hnet.core.fisher.layer_rules import FisherRule
+from avalanche_hnet.core.fisher.methods import ByName, at_least_single
 from avalanche_hnet.core.fisher.one_task import OneTask
+from avalanche_hnet.core.fisher.recording import Recording, record
 
-# Samples on which methods are tried.
-N_TRIAL = 3
+# Samples on which methods are tried: two show whether samples mix.
+N_TRIAL = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,36 +26,89 @@ class Trial:
 
     Attributes:
         x: inputs (B, …).
+        outputs: for these (B, …).
+        recording: the calls of layers that they are made of.
         factor: random factors of the outputs, since the gradients of a perfect fit vanish.
         truth: squared gradients from single samples; parameters without gradients are left out.
+        largest: of the elements of each of these.
+        dtype: the coarsest floating-point type on the way.
     """
 
     x: Tensor | Samples
+    outputs: Tensor
+    recording: Recording
     factor: Tensor
     truth: ByName
+    largest: dict[str, float]
+    dtype: torch.dtype
 
-    def disagreeing(self, names: Collection[str], squares: ByName) -> set[str]:
+    def disagreeing(
+        self,
+        names: Collection[str],
+        squares: ByName,
+        layer_of: Callable[[str], str] | None = None,
+    ) -> set[str]:
         """Names whose gradients (roots of squares) are wrong by more than rounding, anywhere.
 
-        That includes those that are there and should not be, or the reverse.
+        That includes those that are there and should not be, or the reverse. Rounding is
+        relative to the largest gradient of the parameter itself or, if ``layer_of`` says to
+        which layer it belongs, of that layer: a bias before a softmax has gradients that are
+        nothing but rounding.
         """
-        largest = torch.stack([square.max() for square in self.truth.values()]).max().sqrt()
-        return {name for name in names if not self._agree(name, squares, largest)}
+        return {name for name in names if not self._agree(name, squares, layer_of)}
 
-    def _agree(self, name: str, squares: ByName, largest: Tensor) -> bool:
+    def active(self, names: Iterable[str]) -> set[str]:
+        """Those that have gradients other than zero here."""
+        return {name for name in names if self.largest.get(name, 0) > 0}
+
+    def _agree(self, name: str, squares: ByName, layer_of: Callable[[str], str] | None) -> bool:
         if name not in squares or name not in self.truth:
-            return name not in squares and name not in self.truth
-        root = self.truth[name].sqrt()
-        tolerance, rounding = tolerances(root.dtype)
-        close = (squares[name].sqrt() - root).abs() <= tolerance * root + rounding * largest
-        return bool(close.all())
+            there = [s[name] for s in (squares, self.truth) if name in s]
+            return not any(square.any() for square in there)
+        truth = self.truth[name]
+        if not truth.numel():
+            return True
+        largest = self.largest[name]
+        if layer_of is not None:
+            layer = layer_of(name)
+            largest = max(s for n, s in self.largest.items() if layer_of(n) == layer)
+        tolerance, rounding = tolerances(self.dtype)
+        # |√s − √t| ≤ tolerance √t + rounding √largest, without the roots and up to a factor of 2.
+        excess = (squares[name] - truth).abs_().sub_(truth, alpha=tolerance).max()
+        return bool(excess <= rounding**2 * largest)
 
 
-def make_trial(task: OneTask, x: Tensor | Samples, outputs: Tensor) -> Trial:
-    """The trial on inputs ``x``, whose outputs only lend their shape and type."""
-    generator = torch.Generator().manual_seed(0)
-    factor = torch.randn(outputs.shape, generator=generator).to(outputs)
-    return Trial(x, factor, ByLoop(task.parameters, task, x).squares(factor))
+def make_trial(task: OneTask, rules: Mapping[str, FisherRule], x: Tensor | Samples) -> Trial:
+    """The trial on a few inputs ``x`` of one and the same task.
+
+    Raises:
+        LostDimensionError: if the output for one sample has not the shape that it has in a batch.
+        ValueError: if the output for a sample depends on the other samples of its batch.
+    """
+    if len(x) == 1:
+        x = joined([x, x])
+    outputs, recording = record(task, x, rules)
+    if outputs.dim() == 0 or len(outputs) != len(x):
+        raise ValueError(
+            f"model must return outputs with the samples in dimension 0, ({len(x)}, …) for "
+            f"{len(x)} samples; got {tuple(outputs.shape)}"
+        )
+    factor = random_factor(outputs)
+    singles: list[Tensor] = []
+    truth: ByName = {}
+    for _, single, gradients in ByLoop(task.parameters, task, x).outputs_and_gradients(factor):
+        singles.append(single)
+        for name, gradient in gradients.items():
+            of_sample = at_least_single(gradient[0])
+            if name in truth:
+                truth[name].addcmul_(of_sample, of_sample)
+            else:
+                truth[name] = of_sample.square()
+    dtype = _coarsest([outputs.dtype, *recording.dtypes()])
+    if singles:
+        refuse_mixed_samples(torch.cat(singles), outputs.detach(), dtype)
+    largest = {name: float(square.max()) for name, square in truth.items() if square.numel()}
+    return Trial(x, outputs, recording, factor, truth, largest, dtype)
 
 
 def tolerances(dtype: torch.dtype) -> tuple[float, float]:
@@ -61,15 +117,22 @@ def tolerances(dtype: torch.dtype) -> tuple[float, float]:
     return eps**0.3, min(1e2 * eps, eps**0.5)
 
 
-def refuse_mixed_samples(singles: Tensor, batched: Tensor) -> None:
-    """Check that samples have the same outputs (B, …) alone and together.
+def _coarsest(dtypes: Iterable[torch.dtype]) -> torch.dtype:
+    return max((d for d in dtypes if d.is_floating_point), key=lambda d: torch.finfo(d).eps)
+
+
+def refuse_mixed_samples(singles: Tensor, batched: Tensor, dtype: torch.dtype) -> None:
+    """Check that samples have the same outputs (B, …) alone and together, up to rounding.
 
     Raises:
         ValueError: if the output for a sample depends on the other samples of its batch.
     """
-    tolerance, rounding = tolerances(batched.dtype)
-    unit_scale = singles.abs().amax(0) + rounding * singles.abs().max()
-    if not ((batched - singles).abs() <= tolerance * unit_scale).all():
+    if batched.numel() == 0:
+        return
+    tolerance, rounding = tolerances(dtype)
+    sizes = singles.abs()
+    limit = tolerance * (sizes.amax(0) + rounding * sizes.max())
+    if not bool(((batched - singles).abs_() <= limit).all()):
         raise ValueError(
             "model gives a sample different outputs alone and in a batch, or from call to "
             "call, in evaluation mode, so it has no per-sample gradients; look for layers "

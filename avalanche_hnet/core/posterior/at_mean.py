@@ -9,7 +9,7 @@ from copy import copy
 import torch
 from torch import nn
 
-from avalanche_hnet.core.common.evaluation import evaluating
+from avalanche_hnet.core.common.evaluation import evaluating, usable
 from avalanche_hnet.core.posterior.gaussian import GaussianPosterior
 from avalanche_hnet.core.posterior.gaussian_tensors import fits
 
@@ -39,15 +39,18 @@ def fitted(posterior: GaussianPosterior, model: nn.Module) -> GaussianPosterior:
 
 @contextmanager
 def at_mean(model: nn.Module, posterior: GaussianPosterior) -> Iterator[None]:
-    """Evaluation mode, and the posterior's mean in place of the model's parameters."""
+    """Evaluation mode, and the posterior's mean in place of the model's parameters.
+
+    Gradients are on inside, in inference mode as well.
+    """
     parameters = dict(model.named_parameters())
     before = {n: (parameters[n].data, parameters[n].requires_grad) for n in posterior.mean}
     fused_attention = torch.backends.mha.get_fastpath_enabled()  # which has no jvp
-    with evaluating(model.modules()):
+    with torch.inference_mode(False), torch.enable_grad(), evaluating(model.modules()):
         try:
             torch.backends.mha.set_fastpath_enabled(False)
             for name, mean in posterior.mean.items():
-                parameters[name].data = mean.to(parameters[name].dtype)
+                parameters[name].data = usable(mean.to(parameters[name].dtype))
                 parameters[name].requires_grad_(True)
             yield
         finally:

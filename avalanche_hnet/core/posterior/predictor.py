@@ -9,13 +9,16 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, jvp
+from torch.func import jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from avalanche_hnet.core.common.arguments import at_least, generator_or_none, integer, one_of
+from avalanche_hnet.core.common.evaluation import usable
 from avalanche_hnet.core.common.likelihoods import Bernoulli, Gaussian, Likelihood
 from avalanche_hnet.core.common.logits import logits_of
 from avalanche_hnet.core.common.masking import MASK_VALUE
+from avalanche_hnet.core.common.samples import as_samples, structure_of
+from avalanche_hnet.core.common.substitution import substituted
 from avalanche_hnet.core.common.task_labels import may_take_task_labels, takes_task_labels
 from avalanche_hnet.core.fisher.output_variance import output_variance
 from avalanche_hnet.core.posterior.at_mean import at_mean, fitted
@@ -110,19 +113,20 @@ class Predictor:
         """
         if self.method == "map":
             raise ValueError("method='map' has no draws; take 'linearized' or 'sample'")
-        mean = self.posterior.mean
+        mean, inputs = self.posterior.mean, usable(as_samples(x))
 
         def outputs(parameters: dict[str, Tensor]) -> Tensor:
-            return logits_of(functional_call(self.model, parameters, self._arguments(x)))
+            with substituted(self.model, parameters):
+                return logits_of(self.model(*self._arguments(structure_of(inputs))))
 
         constant = _padding(self.model)
         generator = self.generator or torch.Generator().manual_seed(torch.initial_seed())
         for _ in range(self.n_samples):
-            drawn = self.posterior.sample(generator)
-            for name in constant.keys() & mean.keys():
-                drawn[name][constant[name]] = mean[name][constant[name]]
             # With gradients: without them a model may answer with outputs that it has kept.
-            with at_mean(self.model, self.posterior), torch.enable_grad():
+            with at_mean(self.model, self.posterior):
+                drawn = self.posterior.sample(generator)
+                for name in constant.keys() & mean.keys():
+                    drawn[name][constant[name]] = mean[name][constant[name]]
                 if self.method == "sample":
                     draw = outputs(drawn)
                 else:
@@ -134,9 +138,8 @@ class Predictor:
     def _arguments(self, x: Any) -> tuple[Any, ...]:
         return (x,) if self.task_label is None else (x, self.task_label)
 
-    @torch.no_grad()
     def _at_mean(self, x: Any) -> Tensor:
-        with at_mean(self.model, self.posterior):
+        with at_mean(self.model, self.posterior), torch.no_grad():
             return logits_of(self.model(*self._arguments(x)))
 
     def _linearized(

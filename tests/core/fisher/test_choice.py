@@ -8,7 +8,7 @@ from avalanche_hnet import diagonal_fisher
 from avalanche_hnet.core.fisher.by_loop import ByLoop
 from avalanche_hnet.core.fisher.by_rule import ByRule, NotDifferentiableError
 from avalanche_hnet.core.fisher.by_vmap import ByVmap
-from avalanche_hnet.core.fisher.choice import Choice, choose, choose_again
+from avalanche_hnet.core.fisher.choice import Choice, choose_again, start
 from avalanche_hnet.core.fisher.layer_rules import layers_with_rules
 from avalanche_hnet.core.fisher.one_task import OneTask
 from avalanche_hnet.core.fisher.recording import record
@@ -29,7 +29,7 @@ def task_of(model):
 
 
 def choice_of(model, x):
-    return choose(task_of(model), layers_with_rules(model), x)
+    return start(task_of(model), layers_with_rules(model), x).choice
 
 
 def test_layers_with_rules_go_by_rule():
@@ -62,11 +62,11 @@ def test_what_vmap_cannot_follow_goes_one_by_one():
 def test_a_new_choice_leaves_the_old_one_as_it_is():
     model, x = models.mlp(), torch.randn(N, 6)
     first = choice_of(model, x)
-    second = choose_again(first, {"0.weight"}, task_of(model), x)
+    second = choose_again(first, {"0.weight"}, task_of(model), x, x.dtype)
     assert first.by_vmap == ()
     assert second == Choice(first.by_rule - {"0.weight"}, ("0.weight",))
-    third = choose_again(second, {"2.weight", "2.bias"}, task_of(model), x)
-    assert third.by_vmap == ("0.weight", "2.bias", "2.weight")
+    third = choose_again(second, {"2.weight", "2.bias"}, task_of(model), x, x.dtype)
+    assert third.by_vmap == ("0.weight", "2.weight", "2.bias")
 
 
 class SometimesTwice(nn.Module):
@@ -90,7 +90,7 @@ def test_the_choice_follows_the_batches():
     gradients.forward(once)
     assert gradients.choice is first
     gradients.forward(twice)
-    assert gradients.choice.by_vmap == ("first.bias", "first.weight")
+    assert gradients.choice.by_vmap == ("first.weight", "first.bias")
     second = gradients.choice
     gradients.forward(twice)
     assert gradients.choice is second

@@ -1,0 +1,44 @@
+"""A model in another floating-point type for a while."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from avalanche_hnet.core.common.samples import Samples
+
+
+@contextmanager
+def in_precision(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
+    """Parameters and buffers that are coarser than ``dtype`` are in it inside, their own after."""
+    parameters = [(p, p.data) for p in model.parameters() if is_coarser(p, dtype)]
+    buffers = [
+        (module, name, buffer)
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None and is_coarser(buffer, dtype)
+    ]
+    try:
+        for parameter, data in parameters:
+            parameter.data = data.to(dtype)
+        for module, name, buffer in buffers:
+            module._buffers[name] = buffer.to(dtype)
+        yield
+    finally:
+        for parameter, data in parameters:
+            parameter.data = data
+        for module, name, buffer in buffers:
+            module._buffers[name] = buffer
+
+
+def converted(x: Tensor | Samples, dtype: torch.dtype) -> Tensor | Samples:
+    """The same in ``dtype``, if it is coarser."""
+    return x.to(dtype) if is_coarser(x, dtype) else x
+
+
+def is_coarser(values: Tensor | Samples, dtype: torch.dtype) -> bool:
+    """Whether these are floating-point numbers with fewer digits."""
+    return values.is_floating_point() and torch.finfo(values.dtype).eps > torch.finfo(dtype).eps
