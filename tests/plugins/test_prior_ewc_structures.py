@@ -1,12 +1,21 @@
 """Training on batches in structures is training on the tensors in them."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 import torch.nn.functional as F
 from avalanche.models import MultiHeadClassifier
+from avalanche.training import Naive
 from torch import nn
 
-from avalanche_hnet import Categorical, PriorEWCPlugin, TaskInferencePlugin, logits_of
+from avalanche_hnet import (
+    Categorical,
+    InMemoryPlugin,
+    PriorEWCPlugin,
+    TaskInferencePlugin,
+    logits_of,
+)
 from tests.support.models import MultiHead, mlp
 from tests.support.strategies import naive
 from tests.support.streams import labelled_benchmark
@@ -159,3 +168,27 @@ def test_outputs_without_logits_are_refused_before_anything_is_changed():
             criterion=lambda outputs, y: F.cross_entropy(outputs["scores"], y),
         )
     assert all(torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("strategy", "inputs"), [(Naive, "encoding"), (TupleNaive, "tuple"), (DictionaryNaive, None)]
+)
+def test_batches_in_structures_are_left_to_their_loader(strategy, inputs):
+    benchmark = (
+        dictionary_stream_of(data()) if inputs is None else stream_of(data(), INPUTS[inputs])
+    )
+    learned = []
+    for others in ([], [InMemoryPlugin()]):
+        _, model = models(is_multi_task=False, outputs="dict")
+        learned.append(plugin())
+        used = naive(model, learned[-1], *others, strategy=strategy, criterion=criterion)
+        warns = (
+            pytest.warns(UserWarning, match="Avalanche's own loader") if others else nullcontext()
+        )
+        torch.manual_seed(0)
+        with warns:
+            for experience in benchmark.train_stream:
+                used.train(experience)
+    for of in ("mean", "precision"):
+        values, expected = getattr(learned[1].posterior, of), getattr(learned[0].posterior, of)
+        assert all(torch.equal(values[name], expected[name]) for name in expected)

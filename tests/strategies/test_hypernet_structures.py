@@ -148,3 +148,12 @@ def test_a_target_that_vmap_cannot_run():
 def test_dictionary_batches_without_a_reading_are_refused():
     with pytest.raises(TypeError, match=r"keys \['a', 'b', 'y', 'targets_task_labels'\].*mb_x"):
         trained(hyper_model("dict"), dictionary_stream_of(DATA))
+
+
+def test_batches_in_structures_are_left_to_their_loader():
+    benchmark, (one, other) = stream_of(DATA, INPUTS["dict"]), [hyper_model("dict") for _ in "12"]
+    trained(one, benchmark, in_memory=False)
+    with pytest.warns(UserWarning, match="Avalanche's own loader"):
+        trained(other, benchmark, in_memory=True)
+    pairs = zip(one.parameters(), other.parameters(), strict=True)
+    assert all(torch.equal(values, expected) for values, expected in pairs)
