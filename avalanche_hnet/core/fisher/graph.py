@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Collection, Hashable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from torch import Tensor, nn
@@ -90,7 +90,7 @@ def graph_of(
     """The graph of ``outputs``; a parameter's use goes no further than a node of ``ends``."""
     if outputs.grad_fn is None:
         return Graph((), True, False, frozenset(), frozenset(), frozenset())
-    uses: Counter[Node] = Counter()
+    uses: dict[Node, int] = {}
     user: dict[Node, Node] = {}
     # The nodes in order, as they are found; a dict remembers which are known.
     seen: dict[Node, None] = {outputs.grad_fn: None}
@@ -109,11 +109,11 @@ def graph_of(
             key, dimensions = _described(node, name)
             description.append((name, dimensions))
             is_fixed = is_fixed and _has_a_fixed_way(key, dimensions, children)
-            is_opaque = is_opaque or name.startswith("CheckpointFunction")
+            is_opaque = is_opaque or key.startswith("CheckpointFunction")
         for child, _ in children:
             if child is None:
                 continue
-            uses[child] += 1
+            uses[child] = uses.get(child, 0) + 1
             user[child] = node
             if child not in seen:
                 seen[child] = None
@@ -134,10 +134,16 @@ def graph_of(
     )
 
 
+@cache
+def _operation(name: str) -> tuple[str, str | None]:
+    """Its name without number, and the attribute that holds the dimensions."""
+    key = name.rstrip("0123456789").removesuffix("Backward")
+    return key, _OF_DIMENSIONS.get(key)
+
+
 def _described(node: Node, name: str) -> tuple[str, Hashable]:
     """The operation without number, and the dimensions that it works on."""
-    key = name.rstrip("0123456789").removesuffix("Backward")
-    attribute = _OF_DIMENSIONS.get(key)
+    key, attribute = _operation(name)
     if attribute is None:
         return key, None
     dimensions: Hashable = getattr(node, attribute, None)
