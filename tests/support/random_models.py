@@ -298,8 +298,8 @@ class Residual(nn.Module):
 SIMPLE = (
     Plain, InPlace, TimeFirst, Flat, SelectedTokens, SelectedSamples, TokenExperts, SampleExperts,
     Sorted, SortedTokens, LargestTokens, FewTokens, MaskedByMatrix, Twice, TwiceForSome,
-    OutsideForSome, Branches, LayerScale, Scalar, Norm, Channels, Batch, OwnAttention, Recurrent, Cell,
-    WithoutGradient,
+    OutsideForSome, Branches, LayerScale, Scalar, Norm, Channels, Batch, OwnAttention,
+    Recurrent, Cell, WithoutGradient,
 )  # fmt: skip
 
 

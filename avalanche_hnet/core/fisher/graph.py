@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node
 
@@ -132,6 +133,22 @@ def graph_of(
         frozenset(once),
         frozenset(several),
     )
+
+
+def dtypes_in_graph(outputs: Tensor) -> set[torch.dtype]:
+    """Of all that is computed on the way to ``outputs``, as far as it is differentiated."""
+    seen: set[Node] = set()
+    waiting = [outputs.grad_fn]
+    dtypes = {outputs.dtype}
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        metadata: Any = getattr(node, "_input_metadata", ())
+        dtypes |= {values.dtype for values in metadata}
+        waiting += [child for child, _ in node.next_functions]
+    return dtypes
 
 
 @cache

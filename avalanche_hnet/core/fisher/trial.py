@@ -11,6 +11,7 @@ from torch import Tensor
 from avalanche_hnet.core.common.samples import Samples, joined
 from avalanche_hnet.core.fisher.alignment import random_factor
 from avalanche_hnet.core.fisher.by_loop import ByLoop
+from avalanche_hnet.core.fisher.graph import dtypes_in_graph
 from avalanche_hnet.core.fisher.layer_rules import FisherRule
 from avalanche_hnet.core.fisher.methods import ByName, at_least_single
 from avalanche_hnet.core.fisher.one_task import OneTask
@@ -104,7 +105,10 @@ def make_trial(task: OneTask, rules: Mapping[str, FisherRule], x: Tensor | Sampl
                 truth[name].addcmul_(of_sample, of_sample)
             else:
                 truth[name] = of_sample.square()
-    dtype = _coarsest([outputs.dtype, *recording.dtypes()])
+    dtypes = {outputs.dtype, *recording.dtypes()}
+    if not task.parameters.keys() <= task.of_layers(rules):  # layers that were not recorded
+        dtypes |= dtypes_in_graph(outputs)
+    dtype = coarsest(dtypes)
     if singles:
         refuse_mixed_samples(torch.cat(singles), outputs.detach(), dtype)
     largest = {name: float(square.max()) for name, square in truth.items() if square.numel()}
@@ -117,7 +121,8 @@ def tolerances(dtype: torch.dtype) -> tuple[float, float]:
     return eps**0.3, min(1e2 * eps, eps**0.5)
 
 
-def _coarsest(dtypes: Iterable[torch.dtype]) -> torch.dtype:
+def coarsest(dtypes: Iterable[torch.dtype]) -> torch.dtype:
+    """The floating-point type of the fewest digits."""
     return max((d for d in dtypes if d.is_floating_point), key=lambda d: torch.finfo(d).eps)
 
 

@@ -13,6 +13,7 @@ from tests.support.random_models import (
     Flat,
     Model,
     Plain,
+    Recurrent,
     TimeFirst,
     Twice,
     single_samples,
@@ -61,7 +62,8 @@ def test_half_precision_is_right_to_its_rounding(block, dtype):
     assert {p.dtype for p in model.parameters()} == {dtype}
 
 
-@pytest.mark.parametrize("block", [Plain, TimeFirst, Flat, Twice])
+@pytest.mark.parametrize("block", [Plain, TimeFirst, Flat, Twice, Recurrent])
+@pytest.mark.filterwarnings("ignore:squared gradients of")
 def test_autocast_inside_the_model_is_right_to_its_rounding(block):
     model = Model(None, [Autocast(block()), Autocast(block())], nn.Linear(4, 3), "mean").eval()
     batches = [(torch.randn(12, 5, 4), torch.arange(12) % 3)]
