@@ -64,8 +64,8 @@ def tasks_and_classes(experience: CLExperience) -> set[tuple[int, int]]:
     if target.is_floating_point():
         return {(t, d) for t in labels for d in range(target.numel())}
     if len(labels) == 1:
-        classes = getattr(experience, "classes_in_this_experience", dataset.targets)
-        return {(labels[0], int(c)) for c in classes}
+        stated = stated_classes(experience)
+        return {(labels[0], int(c)) for c in (dataset.targets if stated is None else stated)}
     return {
         (int(t), int(c)) for t, c in zip(dataset.targets_task_labels, dataset.targets, strict=True)
     }

@@ -51,17 +51,20 @@ def require_separable(
     Raises:
         UnsplittableError: naming the function.
     """
-    backwards = require_columns(collate([*reversed(samples)]))
-    is_in_order = len(backwards) == len(batch) and all(
-        same_tensors(a.flip(0), b) for a, b in zip(backwards, batch, strict=True)
-    )
+    if not _are_equal(collate([*reversed(samples)]), [column.flip(0) for column in batch]):
+        raise _unsplittable(collate)
     for row, sample in enumerate(samples):
-        alone = require_columns(collate([sample]))
-        together = [column[row : row + 1] for column in batch]
-        is_as_alone = len(alone) == len(together) and all(map(same_tensors, alone, together))
-        if not (is_in_order and is_as_alone):
-            raise UnsplittableError(
-                f"the collate function {getattr(collate, '__qualname__', collate)!r} makes "
-                "something else of a sample in a batch than alone, so batches cannot be cut out of "
-                "samples that are kept"
-            )
+        if not _are_equal(collate([sample]), [column[row : row + 1] for column in batch]):
+            raise _unsplittable(collate)
+
+
+def _are_equal(batch: Any, expected: Sequence[Tensor]) -> bool:
+    columns = require_columns(batch)
+    return len(columns) == len(expected) and all(map(same_tensors, columns, expected))
+
+
+def _unsplittable(collate: Callable[[Any], Any]) -> UnsplittableError:
+    return UnsplittableError(
+        f"the collate function {getattr(collate, '__qualname__', collate)!r} makes something else "
+        "of a sample in a batch than alone, so batches cannot be cut out of samples that are kept"
+    )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -78,11 +79,8 @@ class TensorStore:
         needed = self.require(dataset, collate, structure)
         while self._entries and self._used() + needed > self.memory_limit:
             self._entries.popitem(last=False)
-        try:
+        with self._remembering(structure, dataset, collate):
             columns = _read(dataset, collate, device, num_workers)
-        except UnsplittableError as error:
-            self._remember(structure, error, dataset, collate)
-            raise
         self._entries[key] = _Entry(columns, temporary, (dataset, collate))
         return columns
 
@@ -99,11 +97,8 @@ class TensorStore:
         if structure.key in self._unsplittable:
             raise UnsplittableError(self._unsplittable[structure.key][0])
         require_deterministic(dataset, collate, structure, self.deterministic)
-        try:
+        with self._remembering(structure, dataset, collate):
             needed = _size_of_first(dataset, collate) * len(dataset)
-        except UnsplittableError as error:
-            self._remember(structure, error, dataset, collate)
-            raise
         if needed > self.memory_limit:
             raise UnkeepableError(
                 f"{len(dataset)} samples need {needed:,} bytes, but memory_limit is "
@@ -127,11 +122,14 @@ class TensorStore:
         # Copies and checkpoints come without the data, whose keys mean nothing elsewhere.
         return {**vars(self), "_entries": OrderedDict(), "_unsplittable": {}}
 
-    def _remember(
-        self, structure: Structure, error: UnsplittableError, dataset: Any, collate: Collate
-    ) -> None:
-        """Not to read in vain again what cannot be split."""
-        self._unsplittable[structure.key] = str(error), (dataset, collate)
+    @contextmanager
+    def _remembering(self, structure: Structure, dataset: Any, collate: Collate) -> Iterator[None]:
+        """What cannot be split is not read in vain again."""
+        try:
+            yield
+        except UnsplittableError as error:
+            self._unsplittable[structure.key] = str(error), (dataset, collate)
+            raise
 
     def _used(self) -> int:
         return sum(t.nbytes for entry in self._entries.values() for t in entry.columns)

@@ -16,7 +16,7 @@ from avalanche_hnet.core.common.logits import logits_of
 from avalanche_hnet.core.common.masking import MASK_VALUE
 from avalanche_hnet.core.common.samples import as_samples, joined, structure_of
 from avalanche_hnet.core.hypernetworks.network import HyperNetwork
-from avalanche_hnet.data.experiences import labels_of, tasks_and_classes
+from avalanche_hnet.data.experiences import labels_of, stated_classes, tasks_and_classes
 from avalanche_hnet.models.generated_weights import GeneratedWeights
 from avalanche_hnet.models.main_network import require_fit
 from avalanche_hnet.models.multi_task_model import MultiTaskModel
@@ -111,9 +111,8 @@ class HyperModel(MultiTaskModel):
         if self.multi_head and self.training:
             new = self.units.take(tasks_and_classes(experience))
             self.max_class_label = max([self.max_class_label, *(c + 1 for _, c in new)])
-        classes = getattr(experience, "classes_in_this_experience", None)
-        if classes:
-            self.max_class_label = max(self.max_class_label, int(max(classes)) + 1)
+        if classes := stated_classes(experience):
+            self.max_class_label = max(self.max_class_label, max(classes) + 1)
         if self.training and self.remaining == "frozen_after_first" and self.tasks.has_trained:
             self.target.requires_grad_(False)
         self._make_room(self.tasks.add(labels))

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from weakref import ref
 
-import torch
 from torch import Tensor, nn
 
 from avalanche_hnet.core.posterior.gaussian import GaussianPosterior
+from avalanche_hnet.core.posterior.gaussian_checks import is_at_mean
 
 Remembered = Mapping[str, "ref[nn.Parameter]"]
 
@@ -54,10 +54,7 @@ def refuse_replaced(posterior: GaussianPosterior, model: nn.Module, before: Reme
 def _holds(parameter: Tensor, mean: Tensor, known: Tensor) -> bool:
     """Whether the parameter, or its first rows, are the mean's where that is known."""
     rows = parameter[: len(mean)] if mean.dim() and parameter.dim() else parameter
-    if rows.shape != mean.shape:
-        return False
-    rows = rows.to(mean)
-    return torch.allclose(rows[known], mean[known], rtol=1e-3, atol=1e-6)
+    return rows.shape == mean.shape and is_at_mean(parameter, mean, known)
 
 
 def _refuse_moved(name: str, mean: Tensor, strangers: Mapping[str, Tensor]) -> None:

@@ -84,7 +84,9 @@ class ExperiencePenalty:
         return self._value(self.prior), self._value(self.ewc)
 
     def _value(self, term: Quadratic) -> Tensor:
-        by_gradient = [name for name in term.names if name not in self.implicit]
+        if not self.implicit:
+            return term(self.parameters)
+        by_gradient = self._by_gradient(term)
         if len(by_gradient) == len(term.names):
             return term(self.parameters)
         with torch.no_grad():
@@ -103,5 +105,8 @@ class ExperiencePenalty:
         if not self.implicit:
             return
         for term in (self.prior, self.ewc):  # no element is in both
-            by_gradient = [name for name in term.names if name not in self.implicit]
-            implicit_step(optimizer, self.parameters, term, skip=by_gradient)
+            implicit_step(optimizer, self.parameters, term, skip=self._by_gradient(term))
+
+    def _by_gradient(self, term: Quadratic) -> list[str]:
+        """Names of parameters that feel a term in the gradient of the loss."""
+        return [name for name in term.names if name not in self.implicit]

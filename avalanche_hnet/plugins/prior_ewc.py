@@ -97,32 +97,30 @@ class PriorEWCPlugin(SupervisedPlugin):
         n_fisher: number of samples for the Fisher, drawn at random; all by default.
         likelihood: by default read off the criterion: categorical for ``CrossEntropyLoss`` and
             ``NLLLoss``, with their weights, smoothing and ``ignore_index``; Gaussian with standard
-            deviation 1 for ``MSELoss``; Bernoulli for ``BCEWithLogitsLoss``; or their functions.
-            Of any other criterion, that whose mean negative logarithm it is taken for.
+            deviation 1 for ``MSELoss``; Bernoulli for ``BCEWithLogitsLoss``; likewise for their
+            functions. Must be given for any other criterion, which is then taken for its mean
+            negative logarithm.
         prior_mean: ``"zero"``, or ``"initial"``: the weights before their first experience.
         train_from_scratch: forget the posterior at every experience, so that each is trained
             with the prior alone. The weights are not reset.
         log_every: iterations between two published losses, from the first of each experience on.
-        penalty_step: how the penalties act. ``"implicit"``: after the optimizer's step on the rest
-            of the loss, by the step φ ← (φ + η s c)/(1 + η s) of a penalty ½ s (φ − c)², with η
-            the step size of each element (:func:`implicit_step`), which is stable for every λ.
-            ``"gradient"``: as part of the loss that is differentiated, which diverges with SGD
-            where η s > 2. Both come to rest at the same weights. What an optimizer's step size is
-            not known for has the gradient, with a warning. Either way the loss has the value.
         generator: draws the samples of ``n_fisher`` and the labels of ``fisher="sampled"``; by
             default they come from PyTorch's global state, which is then put back as it was.
-        penalty_step: ``"gradient"``: the gradient of prior and EWC is part of the loss's.
-            ``"implicit"``: their proximal step follows the optimizer's, which is stable for every λ
-            (Parikh & Boyd 2014, *Proximal algorithms*, section 4.2), where the size of its steps is
-            known. What is published, and ``strategy.loss``, do not depend on it.
+        penalty_step: ``"gradient"``: the gradient of prior and EWC is part of the loss's, which
+            diverges with SGD where η s > 2, for a penalty ½ s (φ − c)² and a step size η.
+            ``"implicit"``: φ ← (φ + η s c)/(1 + η s) after the optimizer's step on the rest of the
+            loss (Parikh & Boyd 2014, *Proximal algorithms*, section 4.2), stable for every λ. Both
+            rest at the same weights. Where η is not known, the gradient is taken, with a warning.
+            What is published, and ``strategy.loss``, do not depend on it.
 
     Attributes:
         posterior: the :class:`GaussianPosterior`; save and load it with its ``state_dict``.
 
     Raises:
         TypeError, ValueError: if an argument is out of its range. At the start of an experience:
-            if it is empty, its first batch does not fit the likelihood, or the posterior is that
-            of another model. While training: if the loss is not finite.
+            if the criterion's likelihood is unknown, the experience is empty, its first batch
+            does not fit the likelihood, or the posterior is that of another model. While
+            training: if the loss is not finite.
     """
 
     def __init__(

@@ -11,7 +11,7 @@ from avalanche.training.templates import SupervisedTemplate
 from torch import nn
 from torch.optim import Optimizer
 
-from avalanche_hnet.core.common.arguments import at_least
+from avalanche_hnet.core.common.arguments import at_least, positive
 from avalanche_hnet.core.common.likelihoods import Likelihood, check_first_batch
 from avalanche_hnet.core.regularizers import Penalty, Regularizer
 from avalanche_hnet.core.regularizers.lookahead import fresh_optimizer, optimizer_step
@@ -36,10 +36,10 @@ def check_arguments(
             "regularizer must be a Regularizer, such as FixedTarget(), or None, got "
             f"{regularizer!r}"
         )
-    if prior_variance is not None and not 0 < prior_variance < float("inf"):
-        raise ValueError(f"prior_variance must be positive and finite, got {prior_variance}")
-    if clip_grad_norm is not None and not 0 < clip_grad_norm < float("inf"):
-        raise ValueError(f"clip_grad_norm must be positive and finite, got {clip_grad_norm}")
+    if prior_variance is not None:
+        positive(prior_variance=prior_variance)
+    if clip_grad_norm is not None:
+        positive(clip_grad_norm=clip_grad_norm)
     at_least(1, log_every=log_every)
     if regularizer is None:
         return

@@ -6,6 +6,19 @@ from avalanche_hnet.benchmarks import Regression1D
 from tests.support.regression import tensors
 
 
+def assert_is_theirs(benchmark, index, theirs):
+    """The data of a task are those of the authors."""
+    ours = (*tensors(benchmark.train_stream[index]), *tensors(benchmark.test_stream[index]))
+    expected = (
+        theirs.get_train_inputs(),
+        theirs.get_train_outputs(),
+        theirs.get_test_inputs(),
+        theirs.get_test_outputs(),
+    )
+    for mine, other in zip(ours, expected, strict=True):
+        torch.testing.assert_close(mine, torch.from_numpy(other), rtol=1e-14, atol=1e-14)
+
+
 def task_labels(experience):
     return {label for *_, label in experience.dataset}
 
@@ -21,18 +34,7 @@ def test_default_is_the_authors_data(float64):
             train_inter=domain, num_train=100, test_inter=domain, num_test=50,
             map_function=function, std=0.05, rseed=42,
         )  # fmt: skip
-        ours = (
-            *tensors(benchmark.train_stream[index]),
-            *tensors(benchmark.test_stream[index]),
-        )
-        expected = (
-            theirs.get_train_inputs(),
-            theirs.get_train_outputs(),
-            theirs.get_test_inputs(),
-            theirs.get_test_outputs(),
-        )
-        for mine, other in zip(ours, expected, strict=True):
-            torch.testing.assert_close(mine, torch.from_numpy(other), rtol=1e-14, atol=1e-14)
+        assert_is_theirs(benchmark, index, theirs)
 
 
 def test_default_is_what_the_authors_code_gave(float64):
@@ -69,15 +71,7 @@ def test_posterior_replay_is_the_authors_data(float64):
             test_inter=benchmark.domains[index], num_test=50,
             map_function=function, std=0.05, rseed=42,
         )  # fmt: skip
-        ours = (*tensors(benchmark.train_stream[index]), *tensors(benchmark.test_stream[index]))
-        expected = (
-            theirs.get_train_inputs(),
-            theirs.get_train_outputs(),
-            theirs.get_test_inputs(),
-            theirs.get_test_outputs(),
-        )
-        for mine, other in zip(ours, expected, strict=True):
-            torch.testing.assert_close(mine, torch.from_numpy(other), rtol=1e-14, atol=1e-14)
+        assert_is_theirs(benchmark, index, theirs)
 
 
 def test_functions_of_posterior_replay_meet_at_the_edges():

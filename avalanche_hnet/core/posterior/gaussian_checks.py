@@ -39,7 +39,7 @@ def check_loaded(mean: Tensors, known: Tensors, parameters: Tensors) -> None:
     """
     for name, mask in known.items():
         if name in parameters:
-            if not _same_where_known(parameters[name].detach(), mean[name], mask):
+            if not is_at_mean(parameters[name].detach(), mean[name], mask):
                 raise ValueError(
                     f"the model's {name!r} is not at the mean of the loaded posterior; load the "
                     "model's own state, saved with the posterior, before training goes on"
@@ -100,8 +100,8 @@ def check_state(state: Any, current: Mapping[str, Any]) -> None:
             raise ValueError(f"state[{field!r}] must have the names and shapes of state['mean']")
 
 
-def _same_where_known(parameter: Tensor, mean: Tensor, known: Tensor) -> bool:
-    """Whether the parameter, or its first rows if it has grown, lies at the mean."""
+def is_at_mean(parameter: Tensor, mean: Tensor, known: Tensor) -> bool:
+    """Whether the parameter, or its first rows if it has grown, lies at the mean where known."""
     rows = parameter[: len(mean)] if mean.dim() else parameter
     mean, known = mean.to(rows), known.to(rows.device)
     return torch.allclose(rows[known], mean[known], rtol=1e-3, atol=1e-6)
