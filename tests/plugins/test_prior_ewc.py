@@ -12,10 +12,11 @@ from tests.support.streams import regression_stream, task_stream, two_tasks_in_o
 
 
 class PlainMultiHeadEWC:
-    def __init__(self, weights, lam, variance, gamma, lr, batch_size, epochs):
+    def __init__(self, weights, lam, variance, gamma, lr, batch_size, epochs, implicit):
         self.phi = {n: w.clone() for n, w in weights.items()}
         self.lam, self.variance, self.gamma = lam, variance, gamma
         self.lr, self.batch_size, self.epochs = lr, batch_size, epochs
+        self.implicit = implicit
         self.precision, self.mean = {}, {}
         self.losses = []
 
@@ -35,19 +36,29 @@ class PlainMultiHeadEWC:
             for start in range(0, len(x), self.batch_size):
                 batch = slice(start, start + self.batch_size)
                 phi = {n: w.clone().requires_grad_() for n, w in self.phi.items()}
-                loss = self.nll(phi, x[batch], y[batch], task).mean()
+                nll = self.nll(phi, x[batch], y[batch], task).mean()
+                penalty = 0
                 for n in own:
                     if n not in self.precision:
-                        loss = loss + (phi[n] ** 2).sum() / (2 * self.variance) / len(x)
+                        penalty = penalty + (phi[n] ** 2).sum() / (2 * self.variance) / len(x)
                 for n in self.precision:
-                    penalty = (self.precision[n] * (phi[n] - self.mean[n]) ** 2).sum() / 2
-                    loss = loss + self.lam * penalty / len(x)
-                self.losses.append(loss.item())
-                loss.backward()
+                    ewc = (self.precision[n] * (phi[n] - self.mean[n]) ** 2).sum() / 2
+                    penalty = penalty + self.lam * ewc / len(x)
+                self.losses.append((nll + penalty).item())
+                (nll if self.implicit else nll + penalty).backward()
                 for n, w in phi.items():
                     if w.grad is not None:
                         self.phi[n] = self.phi[n] - self.lr * w.grad
+                if self.implicit:
+                    self.take_implicit_steps(own, len(x))
         self.take_in(x, y, task, own)
+
+    def take_implicit_steps(self, own, n_samples):
+        for n in {*own, *self.precision}:
+            precision, mean = self.precision.get(n), self.mean.get(n, 0)
+            s = 1 / self.variance if precision is None else self.lam * precision
+            eta_s = self.lr * s / n_samples
+            self.phi[n] = (self.phi[n] + eta_s * mean) / (1 + eta_s)
 
     def take_in(self, x, y, task, own):
         total = {n: torch.zeros_like(self.phi[n]) for n in own}
@@ -74,13 +85,17 @@ def model_with_heads(stream, head=None):
 
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("gamma", [1.0, 0.9])
-def test_three_heads_equal_the_equations(gamma):
+@pytest.mark.parametrize("step", ["implicit", "gradient"])
+def test_three_heads_equal_the_equations(gamma, step):
     stream = task_stream(3).train_stream
     model = model_with_heads(stream)
     start = {n: p.detach().clone() for n, p in model.named_parameters()}
-    plugin, recorder = PriorEWCPlugin(3.0, prior_variance=0.5, gamma=gamma), Recorder()
+    recorder = Recorder()
+    plugin = PriorEWCPlugin(3.0, prior_variance=0.5, gamma=gamma, penalty_step=step)
     strategy = naive(model, plugin, recorder)
-    plain = PlainMultiHeadEWC(start, 3.0, 0.5, gamma, lr=0.1, batch_size=5, epochs=2)
+    plain = PlainMultiHeadEWC(
+        start, 3.0, 0.5, gamma, lr=0.1, batch_size=5, epochs=2, implicit=step == "implicit"
+    )
     for task, experience in enumerate(stream):
         strategy.train(experience, shuffle=False)
         x, y, _ = zip(*experience.dataset, strict=True)
@@ -202,15 +217,17 @@ def test_gamma_is_applied_once_per_experience(epochs):
     torch.testing.assert_close(plugin.posterior.precision[name], 1 + 0.5 * (first - 1))
 
 
+@pytest.mark.filterwarnings("ignore:the prior adds")
+@pytest.mark.parametrize("step", ["implicit", "gradient"])
 @pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW])
-def test_other_tasks_heads_feel_nothing(optimizer):
+def test_other_tasks_heads_feel_nothing(optimizer, step):
     """Neither the prior nor the penalty, nor an optimizer's momentum by way of zero gradients."""
     stream = task_stream(3).train_stream
     model = model_with_heads(stream)
     options = {"momentum": 0.9} if optimizer is torch.optim.SGD else {"weight_decay": 0.1}
     strategy = naive(
         model,
-        PriorEWCPlugin(100.0, prior_variance=0.01),
+        PriorEWCPlugin(100.0, prior_variance=0.01, penalty_step=step),
         optimizer=optimizer(model.parameters(), 0.01, **options),
     )
     for task, experience in enumerate(stream):
@@ -225,7 +242,7 @@ def test_untrained_head_is_not_pulled_to_its_random_start():
     """Its gradient at the start of its first experience is that of the NLL and the prior."""
     stream = task_stream(2).train_stream
     model = model_with_heads(stream)
-    plugin = PriorEWCPlugin(1e6)
+    plugin = PriorEWCPlugin(1e6, penalty_step="gradient")
     strategy = naive(model, plugin, lr=1e-8)
     strategy.train(stream[0])
 
@@ -252,7 +269,7 @@ def test_mean_squared_error_has_the_same_minimiser_as_the_formula():
     x, y, noise = torch.randn(10, 4), torch.randn(10, 3), 0.5
     model = nn.Linear(4, 3)
     start = [p.detach().clone().requires_grad_() for p in model.parameters()]
-    plugin = PriorEWCPlugin(likelihood=Gaussian(noise), prior_variance=0.1)
+    plugin = PriorEWCPlugin(likelihood=Gaussian(noise), prior_variance=0.1, penalty_step="gradient")
     strategy = naive(
         model, plugin, criterion=nn.MSELoss(), lr=1.0, train_mb_size=10, train_epochs=1
     )
