@@ -1,8 +1,10 @@
 """What prior-focused EWC refuses."""
 
+from copy import deepcopy
+
 import pytest
 import torch
-from avalanche.training import JointTraining
+from avalanche.training import Cumulative, JointTraining
 from torch import nn
 
 from avalanche_hnet import Gaussian, PriorEWCPlugin
@@ -58,9 +60,50 @@ def test_batch_statistics_are_refused_before_the_training():
     refused(PriorEWCPlugin(), model, task_stream(1).train_stream[0], "statistics of the batch")
 
 
-def test_joint_training_is_refused():
+@pytest.mark.parametrize("strategy", [JointTraining, Cumulative])
+def test_strategies_that_train_on_all_data_are_refused(strategy):
     stream = task_stream(2, task_labels=[0, 0]).train_stream
-    refused(PriorEWCPlugin(), mlp(n_out=2), stream, "JointTraining", strategy=JointTraining)
+    refused(PriorEWCPlugin(), mlp(n_out=2), stream, strategy.__name__, strategy=strategy)
+
+
+def test_two_of_them_are_refused():
+    plugin, model = PriorEWCPlugin(), mlp(n_out=2)
+    strategy = naive(model, plugin, PriorEWCPlugin())
+    before = model[0].weight.detach().clone()
+    with pytest.raises(ValueError, match="the strategy has 2 PriorEWCPlugins"):
+        strategy.train(task_stream(1).train_stream[0])
+    assert torch.equal(model[0].weight, before)
+    assert not plugin.posterior.mean
+
+
+@pytest.mark.parametrize("make", [lambda: mlp(n_out=2), lambda: mlp(n_out=3), Incremental])
+def test_another_model_is_refused(make):
+    stream = task_stream(2, task_labels=[0, 0]).train_stream
+    plugin = PriorEWCPlugin()
+    run(plugin, mlp(n_out=2), stream[:1])
+    refused(plugin, make(), stream[1], "this plugin has learned another model; make a new one")
+
+
+def test_a_copy_of_the_model_goes_on():
+    stream, model = task_stream(2, task_labels=[0, 0]).train_stream, mlp(n_out=2)
+    plugin = PriorEWCPlugin()
+    run(plugin, model, stream[:1])
+    run(plugin, deepcopy(model), stream[1:])
+    assert all(known.all() for known in plugin.posterior.known.values())
+
+
+def test_a_prior_that_dwarfs_the_loss_is_warned_of_once():
+    stream = task_stream(3, task_labels=[0, 0, 0]).train_stream
+    with pytest.warns(UserWarning, match="prior_mean='initial'") as caught:
+        run(PriorEWCPlugin(prior_variance=1e-3), mlp(n_out=2), stream)
+    assert len([w for w in caught if "the prior adds" in str(w.message)]) == 1
+
+
+@pytest.mark.parametrize("options", [{}, {"prior_variance": 1e-3, "prior_mean": "initial"}])
+def test_other_priors_are_not_warned_of(options, recwarn):
+    stream = task_stream(2, task_labels=[0, 0]).train_stream
+    run(PriorEWCPlugin(**options), mlp(n_out=2), stream)
+    assert not [w for w in recwarn if "the prior adds" in str(w.message)]
 
 
 def test_empty_experience_is_refused():

@@ -103,3 +103,32 @@ def test_products_on_other_devices_equal_those_on_the_cpu(monkeypatch):
     elsewhere = [g.as_subclass(Elsewhere) for g in gradients]
     found = _dot_products(elsewhere, [d.clone() for _, d in pairs])
     torch.testing.assert_close(found.as_subclass(torch.Tensor), expected)
+
+
+def test_the_value_alone_is_that_with_gradients():
+    phi, weights, centres = example()
+    term = Quadratic(weights, centres)
+    with torch.no_grad():
+        value = term(phi, skip=["p1"])
+    torch.testing.assert_close(value, term(phi, skip=["p1"]).detach())
+    assert not value.requires_grad
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("factor", [1.0, 0.5])
+def test_parameters_in_half_precision(dtype, factor):
+    phi, weights, centres = example()
+    half = {n: nn.Parameter(p.detach().to(dtype)) for n, p in phi.items()}
+    same = {n: nn.Parameter(p.detach().to(p.dtype).double()) for n, p in half.items()}
+    term = Quadratic(weights, centres)
+    value = term(half)
+    torch.testing.assert_close(value, term(same))
+    (factor * value).backward(retain_graph=True)
+    first = {n: p.grad.clone() for n, p in half.items()}
+    (factor * term(same)).backward()
+    for name, p in half.items():
+        assert p.grad.dtype == dtype
+        torch.testing.assert_close(first[name], same[name].grad.to(dtype))
+    (factor * value).backward()
+    for name, p in half.items():
+        torch.testing.assert_close(p.grad, 2 * first[name])

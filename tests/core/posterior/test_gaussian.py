@@ -290,3 +290,149 @@ def test_bad_update_is_refused_and_nothing_changes(arguments, message):
     with pytest.raises(ValueError, match=message):
         posterior.update(**(good | arguments))
     assert torch.equal(posterior.precision["b"], before)
+
+
+def halves(dtype, shapes=SHAPES):
+    return {n: nn.Parameter(p.detach().to(dtype)) for n, p in parameters(0, shapes).items()}
+
+
+HALF = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+
+
+@HALF
+def test_precision_of_half_precision_weights_counts_on(dtype):
+    """In bfloat16 it would stop at 256, and overflow at 65,504 in float16."""
+    posterior, phi = GaussianPosterior(), halves(dtype)
+    everything = {n: torch.ones(s, dtype=torch.bool) for n, s in SHAPES.items()}
+    fisher = {n: torch.full(s, 0.01, dtype=torch.float32) for n, s in SHAPES.items()}
+    for _ in range(600):
+        posterior.update(phi, fisher, 100, everything)
+    torch.testing.assert_close(posterior.precision["a"], torch.full((3, 2), 601.0).float())
+    posterior.update(phi, {n: f.to(dtype) for n, f in fisher.items()}, 10**8, everything)
+    assert posterior.precision["a"][0, 0].item() == pytest.approx(1e6, rel=1e-2)
+
+
+@HALF
+@pytest.mark.parametrize("prior_mean", ["zero", "initial"])
+def test_half_precision_weights_and_a_posterior_in_float32(dtype, prior_mean):
+    posterior, phi = GaussianPosterior(0.5, prior_mean), halves(dtype)
+    assert posterior.align(phi)
+    assert not posterior.align(phi)
+    everything = {n: torch.ones(s, dtype=torch.bool) for n, s in SHAPES.items()}
+    posterior.update(phi, {n: p.detach() ** 2 for n, p in phi.items()}, 7, everything)
+    for tensors in (posterior.mean, posterior.precision, posterior.sample()):
+        assert {t.dtype for t in tensors.values()} == {torch.float32}
+    for name, p in phi.items():
+        assert torch.equal(posterior.mean[name], p.detach().float())
+
+    later = {n: nn.Parameter((p.detach() + 1).to(dtype)) for n, p in phi.items()}
+    posterior.ewc_penalty(later).backward()
+    for name, p in later.items():
+        assert p.grad.dtype == dtype
+        expected = posterior.precision[name] * (p.detach().float() - posterior.mean[name])
+        torch.testing.assert_close(p.grad, expected.to(dtype))
+
+    loaded = GaussianPosterior(0.5, prior_mean)
+    loaded.load_state_dict(posterior.state_dict())
+    with pytest.raises(ValueError, match="not at the mean of the loaded posterior"):
+        loaded.align(later)
+    assert not loaded.align(phi)
+    grown = halves(dtype, {"a": (5, 2), "b": (4,)})
+    assert loaded.align({**phi, "a": nn.Parameter(torch.cat([phi["a"], grown["a"][3:]]).detach())})
+    assert loaded.mean["a"].shape == (5, 2)
+    assert loaded.mean["a"].dtype == torch.float32
+
+
+def test_a_state_that_was_kept_in_half_precision_goes_on_in_float32():
+    posterior = GaussianPosterior()
+    phi = halves(torch.bfloat16)
+    posterior.align(phi)
+    state = posterior.state_dict()
+    for field in ("prior_mean", "mean", "precision"):
+        state[field] = {n: t.bfloat16() for n, t in state[field].items()}
+    posterior.load_state_dict(state)
+    assert posterior.align(phi)
+    assert {t.dtype for t in posterior.precision.values()} == {torch.float32}
+
+
+def test_a_model_that_changes_its_type_keeps_its_posterior():
+    posterior = GaussianPosterior()
+    everything = {n: torch.ones(s, dtype=torch.bool) for n, s in SHAPES.items()}
+    posterior.update(halves(torch.float32), squares(1), 1000, everything)
+    before = {n: t.clone() for n, t in posterior.precision.items()}
+    posterior.align(halves(torch.bfloat16))
+    for name, precision in before.items():
+        assert torch.equal(posterior.precision[name], precision)
+
+
+class Interrupted(dict):
+    """Parameters of which the k-th look is interrupted."""
+
+    def __init__(self, tensors, k):
+        super().__init__(tensors)
+        self.left = k
+
+    def __getitem__(self, name):
+        self.left -= 1
+        if self.left < 0:
+            raise KeyboardInterrupt
+        return super().__getitem__(name)
+
+
+@pytest.mark.parametrize("what", ["parameters", "fisher", "active"])
+def test_an_interrupted_update_leaves_all_or_nothing(what):
+    """Wherever the interrupt comes; a growing parameter and γ included."""
+    everything = {n: torch.ones(s, dtype=torch.bool) for n, s in SHAPES.items()}
+    shapes = {"a": (5, 2), "b": (4,), "c": (2,)}
+    n_interrupts = 0
+    for k in range(100):
+        posterior = GaussianPosterior(0.5)
+        posterior.update(parameters(), squares(1), 10, everything)
+        before = {
+            field: dict(tensors) if isinstance(tensors, dict) else tensors
+            for field, tensors in posterior.state_dict().items()
+        }
+        copies = {n: t.clone() for n, t in posterior.precision.items()}
+        arguments = {
+            "parameters": parameters(2, shapes),
+            "fisher": squares(3, shapes),
+            "active": {n: torch.ones(s, dtype=torch.bool) for n, s in shapes.items()},
+        }
+        arguments[what] = Interrupted(arguments[what], k)
+        try:
+            posterior.update(n_samples=20, gamma=0.5, **arguments)
+        except KeyboardInterrupt:
+            n_interrupts += 1
+            after = posterior.state_dict()
+            for field, tensors in before.items():
+                if isinstance(tensors, dict):
+                    assert tensors.keys() == after[field].keys()
+                    assert all(after[field][n] is t for n, t in tensors.items())
+            assert all(torch.equal(posterior.precision[n], t) for n, t in copies.items())
+        else:
+            break
+    assert 2 < n_interrupts < 99
+    expected = GaussianPosterior(0.5)
+    expected.update(parameters(), squares(1), 10, everything)
+    expected.update(
+        parameters(2, shapes),
+        squares(3, shapes),
+        20,
+        {n: torch.ones(s, dtype=torch.bool) for n, s in shapes.items()},
+        0.5,
+    )
+    for name, precision in expected.precision.items():
+        assert torch.equal(posterior.precision[name], precision)
+
+
+def test_penalties_made_before_an_update_stay_as_they_were():
+    posterior = GaussianPosterior()
+    everything = {n: torch.ones(s, dtype=torch.bool) for n, s in SHAPES.items()}
+    posterior.update(parameters(), squares(1), 10, everything)
+    term, phi = posterior.ewc_term(), parameters(5)
+    before = term(phi).item()
+    posterior.update(phi, squares(2), 10, everything)
+    assert term(phi).item() == before
+    assert posterior.ewc_penalty(phi).item() == 0
+    posterior.forget()
+    assert term(phi).item() == before
