@@ -1,6 +1,6 @@
 """Prior-focused continual learning and hypernetworks for Avalanche."""
 
-from avalanche_hnet.core.common.likelihoods import Categorical, Gaussian, Likelihood
+from avalanche_hnet.core.common.likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
 from avalanche_hnet.core.common.task_statistics import TaskStatistics
 from avalanche_hnet.core.fisher.diagonal import diagonal_fisher
 from avalanche_hnet.core.fisher.layer_rules import register_fisher_rule
@@ -29,6 +29,7 @@ from avalanche_hnet.strategies.hypernet import HypernetTemplate
 
 __all__ = [
     "EWC",
+    "Bernoulli",
     "BlockMultiHeadClassifier",
     "Categorical",
     "ChunkedHyperNetwork",

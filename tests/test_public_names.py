@@ -7,6 +7,7 @@ import pytest
 NAMES = {
     "avalanche_hnet": [
         "EWC",
+        "Bernoulli",
         "BlockMultiHeadClassifier",
         "Categorical",
         "ChunkedHyperNetwork",

@@ -34,13 +34,19 @@ def whole(experience: CLExperience) -> CLExperience:
     return getattr(experience, "origin_experience", experience)
 
 
+def stated_classes(experience: CLExperience) -> list[int] | None:
+    """The class labels that an experience says it has; None if it says nothing."""
+    stated = getattr(experience, "classes_in_this_experience", None)
+    return None if stated is None else [int(c) for c in stated]
+
+
 def classes_of(experience: CLExperience) -> list[int]:
     """The class labels that an experience states, or else those of its samples.
 
     In regression, where there may be no classes, the numbers of a target's components.
     """
-    stated = getattr(experience, "classes_in_this_experience", None)
-    return [c for _, c in tasks_and_classes(experience)] if stated is None else [*stated]
+    stated = stated_classes(experience)
+    return [c for _, c in tasks_and_classes(experience)] if stated is None else stated
 
 
 def tasks_and_classes(experience: CLExperience) -> set[tuple[int, int]]:

@@ -63,10 +63,9 @@ def require_deterministic(
         return
     with random_numbers_kept() as taken:
         readings = [
-            list(collate([dataset[i] for i in range(min(_N_TRIED, len(dataset)))]))
-            for _ in range(2)
+            collate([dataset[i] for i in range(min(_N_TRIED, len(dataset)))]) for _ in range(2)
         ]
-    if taken or not all(_same(a, b) for a, b in zip(*readings, strict=True)):
+    if taken or not _same_batches(*readings):
         names = ", ".join(sorted({_name(t) for t in unknown}))
         raise UnkeepableError(
             f"the data are random: samples {'take random numbers' if taken else 'change'} when "
@@ -79,17 +78,25 @@ def _is_random(transform: object) -> bool:
     return name.startswith("Random") or name in _RANDOM
 
 
-def _same(first: Any, second: Any) -> bool:
-    if isinstance(first, Tensor) and isinstance(second, Tensor):
-        return (
-            first.shape == second.shape
-            and torch.equal(
-                first.nan_to_num() if first.is_floating_point() else first,
-                second.nan_to_num() if second.is_floating_point() else second,
-            )
-            and torch.equal(first.isnan(), second.isnan())
-        )
-    return True  # what is not a tensor is refused when it is stored
+def _same_batches(first: Any, second: Any) -> bool:
+    """Whether all tensors agree; batches of anything else are not kept."""
+    if not (isinstance(first, (list, tuple)) and isinstance(second, (list, tuple))):
+        return True
+    return len(first) == len(second) and all(
+        same_tensors(a, b)
+        for a, b in zip(first, second, strict=True)
+        if isinstance(a, Tensor) and isinstance(b, Tensor)
+    )
+
+
+def same_tensors(first: Tensor, second: Tensor) -> bool:
+    """Whether they have the same shape, type and values, NaN being the same as NaN."""
+    if (first.shape, first.dtype) != (second.shape, second.dtype):
+        return False
+    return torch.equal(first, second) or (
+        torch.equal(first.isnan(), second.isnan())
+        and torch.equal(first.nan_to_num(), second.nan_to_num())
+    )
 
 
 def _name(thing: object) -> str:

@@ -13,8 +13,9 @@ from tqdm import tqdm
 
 from avalanche_hnet.core.common.evaluation import random_numbers_kept
 from avalanche_hnet.data.randomness import require_deterministic
+from avalanche_hnet.data.separable import is_known, require_columns, require_separable
 from avalanche_hnet.data.structure import Structure
-from avalanche_hnet.data.unkeepable import UnkeepableError
+from avalanche_hnet.data.unkeepable import UnkeepableError, UnsplittableError
 
 Columns = list[Tensor]
 Collate = Callable[[Any], Any]
@@ -43,6 +44,7 @@ class TensorStore:
         self.memory_limit = memory_limit
         self.deterministic = tuple(deterministic)
         self._entries: OrderedDict[Hashable, _Entry] = OrderedDict()
+        self._unsplittable: dict[Hashable, tuple[str, object]] = {}  # why, and what is kept alive
 
     def get(
         self,
@@ -63,8 +65,9 @@ class TensorStore:
             temporary: let :meth:`drop_temporary` drop it.
 
         Raises:
-            UnkeepableError: if samples are random, are not sequences of tensors of one shape, or
-                need more memory than the limit.
+            UnkeepableError: if samples are random, or need more memory than the limit.
+            UnsplittableError: if batches are not sequences of tensors, one row for each sample,
+                which is the same whatever the other samples are.
         """
         structure = Structure(dataset, collate)
         key = (structure.key, str(device))
@@ -75,7 +78,11 @@ class TensorStore:
         needed = self.require(dataset, collate, structure)
         while self._entries and self._used() + needed > self.memory_limit:
             self._entries.popitem(last=False)
-        columns = _read(dataset, collate, device, num_workers)
+        try:
+            columns = _read(dataset, collate, device, num_workers)
+        except UnsplittableError as error:
+            self._remember(structure, error, dataset, collate)
+            raise
         self._entries[key] = _Entry(columns, temporary, (dataset, collate))
         return columns
 
@@ -89,8 +96,14 @@ class TensorStore:
             UnkeepableError: see :meth:`get`.
         """
         structure = structure or Structure(dataset, collate)
+        if structure.key in self._unsplittable:
+            raise UnsplittableError(self._unsplittable[structure.key][0])
         require_deterministic(dataset, collate, structure, self.deterministic)
-        needed = _size_of_first(dataset, collate) * len(dataset)
+        try:
+            needed = _size_of_first(dataset, collate) * len(dataset)
+        except UnsplittableError as error:
+            self._remember(structure, error, dataset, collate)
+            raise
         if needed > self.memory_limit:
             raise UnkeepableError(
                 f"{len(dataset)} samples need {needed:,} bytes, but memory_limit is "
@@ -112,7 +125,13 @@ class TensorStore:
 
     def __getstate__(self) -> dict[str, Any]:
         # Copies and checkpoints come without the data, whose keys mean nothing elsewhere.
-        return {**vars(self), "_entries": OrderedDict()}
+        return {**vars(self), "_entries": OrderedDict(), "_unsplittable": {}}
+
+    def _remember(
+        self, structure: Structure, error: UnsplittableError, dataset: Any, collate: Collate
+    ) -> None:
+        """Not to read in vain again what cannot be split."""
+        self._unsplittable[structure.key] = str(error), (dataset, collate)
 
     def _used(self) -> int:
         return sum(t.nbytes for entry in self._entries.values() for t in entry.columns)
@@ -120,21 +139,26 @@ class TensorStore:
 
 def _size_of_first(dataset: Any, collate: Collate) -> int:
     """Bytes of one sample."""
-    batch = collate([dataset[0]])
-    if not isinstance(batch, (list, tuple)) or not all(isinstance(c, Tensor) for c in batch):
-        kinds = [type(c).__name__ for c in batch] if isinstance(batch, (list, tuple)) else batch
-        raise UnkeepableError(
-            "samples must be sequences of tensors or numbers to be kept in memory, but a batch of "
-            f"them is {kinds if isinstance(kinds, list) else type(kinds).__name__}"
-        )
-    return sum(column.nbytes for column in batch)
+    return sum(column.nbytes for column in require_columns(collate([dataset[0]])))
+
+
+class _Checked:
+    """A collate function that refuses batches which are more than their samples."""
+
+    def __init__(self, collate: Collate) -> None:
+        self._collate = collate
+
+    def __call__(self, samples: list[Any]) -> Columns:
+        batch = require_columns(self._collate(samples))
+        require_separable(samples, batch, self._collate)
+        return batch
 
 
 def _read(dataset: Any, collate: Collate, device: torch.device, num_workers: int) -> Columns:
     loader = DataLoader(
         dataset,
         batch_size=_CHUNK,
-        collate_fn=collate,
+        collate_fn=collate if is_known(collate) else _Checked(collate),
         num_workers=num_workers,
         generator=torch.Generator(),  # not the global one, which is the training's
     )
@@ -149,7 +173,7 @@ def _read(dataset: Any, collate: Collate, device: torch.device, num_workers: int
                 ]
             for column, part in zip(columns, batch, strict=True):
                 if (column.shape[1:], column.dtype) != (part.shape[1:], part.dtype):
-                    raise UnkeepableError(
+                    raise UnsplittableError(
                         "samples must all have the same shape and type to be kept in memory, got "
                         f"{tuple(column.shape[1:])}, {column.dtype} and {tuple(part.shape[1:])}, "
                         f"{part.dtype}"

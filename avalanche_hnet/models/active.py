@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import singledispatch
 from typing import Protocol, runtime_checkable
 
 import torch
 from avalanche.benchmarks import CLExperience
-from avalanche.models import IncrementalClassifier, MultiHeadClassifier
 from torch import Tensor, nn
 
-from avalanche_hnet.data.experiences import labels_of
+from avalanche_hnet.models.avalanche_heads import masks_of
 
 
 @runtime_checkable
@@ -31,7 +29,8 @@ def active_elements(model: nn.Module, experience: CLExperience) -> dict[str, Ten
 
     All elements are True but those that the loss of the experience cannot depend on: heads of
     other tasks in Avalanche's ``MultiHeadClassifier``, units of classes that it or
-    ``IncrementalClassifier`` masks, and what modules with a method ``active_elements``
+    ``IncrementalClassifier`` masks, later columns of a ``PNN``, the detached
+    ``FeatureExtractorBackbone``, and what modules with a method ``active_elements``
     (:class:`HasActiveElements`) leave out. Such modules may stand anywhere in the model; where
     one contains another, an element is active only if both say so.
 
@@ -50,44 +49,15 @@ def active_elements(model: nn.Module, experience: CLExperience) -> dict[str, Ten
     for prefix, module in model.named_modules():
         parameters = dict(module.named_parameters())
         says_it_itself = isinstance(module, HasActiveElements)
-        masks = module.active_elements(experience) if says_it_itself else _masks(module, experience)
+        masks = (
+            module.active_elements(experience) if says_it_itself else masks_of(module, experience)
+        )
         for name, mask in masks.items():
             full_name = f"{prefix}.{name}" if prefix else name
             _check_mask(full_name, mask, parameters.get(name))
             if full_name in active:
                 active[full_name] &= mask.to(active[full_name].device)
     return active
-
-
-@singledispatch
-def _masks(module: nn.Module, experience: CLExperience) -> Mapping[str, Tensor]:
-    return {}
-
-
-@_masks.register
-def _(module: IncrementalClassifier, experience: CLExperience) -> Mapping[str, Tensor]:
-    return _rows(module.active_units.bool(), "classifier") if module.masking else {}
-
-
-@_masks.register
-def _(module: MultiHeadClassifier, experience: CLExperience) -> Mapping[str, Tensor]:
-    masks: dict[str, Tensor] = {}
-    tasks = set(labels_of(experience))
-    for label, head in module.classifiers.items():
-        units = torch.zeros(len(head.classifier.bias), dtype=torch.bool)
-        units = units.to(head.classifier.bias.device)
-        if int(label) in tasks:
-            if module.masking:
-                seen = module.get_buffer(f"active_units_T{label}")
-                units[: len(seen)] = seen.bool()
-            else:
-                units[:] = True
-        masks |= _rows(units, f"classifiers.{label}.classifier")
-    return masks
-
-
-def _rows(units: Tensor, layer: str) -> dict[str, Tensor]:
-    return {f"{layer}.weight": units[:, None], f"{layer}.bias": units}
 
 
 def _check_mask(name: str, mask: Tensor, parameter: Tensor | None) -> None:

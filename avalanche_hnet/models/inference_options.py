@@ -11,9 +11,10 @@ from typing import Concatenate, ParamSpec, TypeVar
 import torch
 
 from avalanche_hnet.core.common.arguments import at_least, generator_or_none, one_of
-from avalanche_hnet.core.common.likelihoods import Categorical, Gaussian, Likelihood
+from avalanche_hnet.core.common.likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
 from avalanche_hnet.core.common.task_statistics import TaskStatistics
 from avalanche_hnet.core.posterior.gaussian import GaussianPosterior
+from avalanche_hnet.core.posterior.learned_likelihood import likelihood_to_predict_with
 from avalanche_hnet.core.posterior.predictor import PredictionMethod
 from avalanche_hnet.core.posterior.task_criteria import InferenceCriterion
 
@@ -52,6 +53,13 @@ class InferenceOptions:
             raise TypeError(f"posterior must be a GaussianPosterior, got {self.posterior!r}")
         if self.statistics is not None and not isinstance(self.statistics, TaskStatistics):
             raise TypeError(f"statistics must be a TaskStatistics, got {self.statistics!r}")
+        learned = likelihood_to_predict_with(self.likelihood, self.posterior)
+        object.__setattr__(self, "likelihood", learned)
+        if isinstance(self.likelihood, Bernoulli):
+            raise ValueError(
+                "task inference judges probabilities of classes or a regression, which a Bernoulli "
+                "likelihood has not; evaluate with the benchmark's task labels"
+            )
         if not isinstance(self.likelihood, (Categorical, Gaussian, type(None))):
             raise TypeError(
                 f"likelihood must be Categorical() or Gaussian(noise_std), got {self.likelihood!r}"

@@ -26,7 +26,7 @@ def class_probabilities(
 ) -> list[Tensor]:
     """Class probabilities (B, C) of inputs ``x`` (B, …) under each task, in float64."""
     if options.posterior is not None:
-        return _with_posterior(model, options, tasks, lambda p: p.class_probabilities(x))
+        return _with_posterior(model, options, tasks, lambda p: p.probabilities(x))
     if isinstance(model, HyperModel):
         return [*model.forward_tasks(x, tasks).double().softmax(2)]
     probabilities = []

@@ -52,7 +52,8 @@ class TaskInference(nn.Module):
         posterior: of the model's parameters, from a :class:`PriorEWCPlugin`.
         method: how to predict from the posterior: ``"linearized"``, ``"sample"`` or ``"map"``.
         n_samples: draws from the posterior, for ``"agreement"`` and ``method="sample"``.
-        likelihood: :class:`Categorical`, or :class:`Gaussian` for regression.
+        likelihood: :class:`Categorical`, or :class:`Gaussian` for regression; by default the one
+            that the posterior was learned with. Multi-label predictions cannot be judged.
         classes: for each task label, the global class of each output; by default output c is
             class c in every task. For tasks that each count their classes from zero, in a
             class-incremental scenario.

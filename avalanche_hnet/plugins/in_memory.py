@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from avalanche.training.plugins import SupervisedPlugin
@@ -12,6 +13,7 @@ from avalanche.training.templates import SupervisedTemplate
 from avalanche_hnet.core.common.arguments import at_least
 from avalanche_hnet.data.loader import InMemoryLoader, sampling_of
 from avalanche_hnet.data.store import TensorStore
+from avalanche_hnet.data.unkeepable import UnsplittableError
 
 
 class InMemoryPlugin(SupervisedPlugin):
@@ -21,7 +23,9 @@ class InMemoryPlugin(SupervisedPlugin):
     every data set is read once, its transforms applied, onto the strategy's device, and batches
     are cut out of it. They are those that the strategy's own loader would make from the same
     random seed, whatever plugins did to it (replay, task balance, …). A loader that is neither
-    Avalanche's nor PyTorch's stays as it is, with a warning.
+    Avalanche's nor PyTorch's stays as it is, with a warning. So does one whose batches are more
+    than their samples put together: if its collate function pads to the longest sample of a batch,
+    centres or sorts it, or makes dictionaries.
 
     The place among a strategy's plugins does not matter. The Fisher of :class:`PriorEWCPlugin` and
     of hypernetworks is computed from memory, too.
@@ -41,7 +45,7 @@ class InMemoryPlugin(SupervisedPlugin):
     Raises:
         TypeError, ValueError: if an argument is out of its range. At the start of an experience or
             its evaluation: if samples are random (random transforms would be frozen, the same in
-            every epoch), are no tensors of one shape, or need more memory than the limit.
+            every epoch), or need more memory than the limit.
     """
 
     def __init__(
@@ -56,6 +60,7 @@ class InMemoryPlugin(SupervisedPlugin):
                 f"[torchvision.transforms.GaussianBlur], got {deterministic!r}"
             )
         self._store = TensorStore(memory_limit, deterministic)
+        self._has_warned = False
 
     @property
     def store(self) -> TensorStore:
@@ -66,7 +71,8 @@ class InMemoryPlugin(SupervisedPlugin):
         """Refuse what cannot be kept, before anything is changed."""
         dataset = strategy.experience.dataset.train()
         if len(dataset):
-            self._store.require(dataset, dataset.collate_fn)
+            with suppress(UnsplittableError):  # then its own loader will serve it
+                self._store.require(dataset, dataset.collate_fn)
 
     def before_training_exp(
         self,
@@ -113,13 +119,19 @@ class InMemoryPlugin(SupervisedPlugin):
             return
         if training:
             self._store.drop_temporary(but=(sampling.dataset, sampling.collate))
-        columns = self._store.get(
-            sampling.dataset,
-            sampling.collate,
-            strategy.device,
-            num_workers=sampling.num_workers,
-            temporary=training,
-        )
+        try:
+            columns = self._store.get(
+                sampling.dataset,
+                sampling.collate,
+                strategy.device,
+                num_workers=sampling.num_workers,
+                temporary=training,
+            )
+        except UnsplittableError as error:
+            if not self._has_warned:
+                warnings.warn(f"{error}; Avalanche's own loader serves them", stacklevel=2)
+            self._has_warned = True
+            return
         strategy.dataloader = InMemoryLoader(sampling, columns, len(loader))
 
 

@@ -23,15 +23,21 @@ from avalanche_hnet.core.common.arguments import (
     one_of,
 )
 from avalanche_hnet.core.common.evaluation import undisturbed
-from avalanche_hnet.core.common.likelihoods import Likelihood, resolve_likelihood
+from avalanche_hnet.core.common.likelihoods import (
+    Likelihood,
+    check_first_batch,
+    resolve_likelihood,
+)
 from avalanche_hnet.core.fisher.batch_statistics import refuse_batch_statistics
 from avalanche_hnet.core.fisher.diagonal import FisherKind, diagonal_fisher
 from avalanche_hnet.core.posterior.gaussian import GaussianPosterior, PriorMean
+from avalanche_hnet.data.experiences import stated_classes
 from avalanche_hnet.data.in_order import batches_in_order
 from avalanche_hnet.models.active import active_elements
 from avalanche_hnet.plugins.experience_penalty import ExperiencePenalty
 from avalanche_hnet.plugins.finite_loss import refuse_loss
 from avalanche_hnet.plugins.in_memory import store_of
+from avalanche_hnet.plugins.model_checks import ModelChecks
 from avalanche_hnet.plugins.penalty_step import PenaltyStep, names_with_steps, warn_of_others
 from avalanche_hnet.plugins.prior_ewc_checks import (
     refuse_other_model,
@@ -87,30 +93,28 @@ class PriorEWCPlugin(SupervisedPlugin):
         gamma: γ in [0, 1], how much of the precision from data is kept at each experience.
         fisher: ``"empirical"``, ``"sampled"`` or ``"exact"``, see :func:`diagonal_fisher`.
         n_fisher: number of samples for the Fisher, drawn at random; all by default.
-        likelihood: by default read off the criterion: categorical for ``CrossEntropyLoss``,
-            Gaussian with standard deviation 1 for ``MSELoss``. Must be given for any other
-            criterion, which is then taken for its mean negative logarithm.
+        likelihood: by default read off the criterion: categorical for ``CrossEntropyLoss`` and
+            ``NLLLoss``, with their weights, smoothing and ``ignore_index``; Gaussian with standard
+            deviation 1 for ``MSELoss``; Bernoulli for ``BCEWithLogitsLoss``; or their functions.
+            Of any other criterion, that whose mean negative logarithm it is taken for.
         prior_mean: ``"zero"``, or ``"initial"``: the weights before their first experience.
         train_from_scratch: forget the posterior at every experience, so that each is trained
             with the prior alone. The weights are not reset.
-        log_every: iterations between two published losses, from the first of each experience
-            on (where the penalty of what is known is still zero).
-        penalty_step: how the penalties act. ``"implicit"``: after the optimizer's step on the rest
-            of the loss, by the step φ ← (φ + η s c)/(1 + η s) of a penalty ½ s (φ − c)², with η
-            the step size of each element (:func:`implicit_step`), which is stable for every λ.
-            ``"gradient"``: as part of the loss that is differentiated, which diverges with SGD
-            where η s > 2. Both come to rest at the same weights. What an optimizer's step size is
-            not known for has the gradient, with a warning. Either way the loss has the value.
+        log_every: iterations between two published losses, from the first of each experience on.
         generator: draws the samples of ``n_fisher`` and the labels of ``fisher="sampled"``; by
             default they come from PyTorch's global state, which is then put back as it was.
+        penalty_step: ``"gradient"``: the gradient of prior and EWC is part of the loss's.
+            ``"implicit"``: their proximal step follows the optimizer's, which is stable for every λ
+            (Parikh & Boyd 2014, *Proximal algorithms*, section 4.2), where the size of its steps is
+            known. What is published, and ``strategy.loss``, do not depend on it.
 
     Attributes:
         posterior: the :class:`GaussianPosterior`; save and load it with its ``state_dict``.
 
     Raises:
         TypeError, ValueError: if an argument is out of its range. At the start of an experience:
-            if the criterion's likelihood is unknown, the experience is empty, or the posterior
-            was loaded from another architecture. While training: if the loss is not finite.
+            if it is empty, its first batch does not fit the likelihood, or the posterior is that
+            of another model. While training: if the loss is not finite.
     """
 
     def __init__(
@@ -125,7 +129,7 @@ class PriorEWCPlugin(SupervisedPlugin):
         train_from_scratch: bool = False,
         log_every: int = 50,
         generator: torch.Generator | None = None,
-        penalty_step: PenaltyStep = "implicit",
+        penalty_step: PenaltyStep = "gradient",
     ) -> None:
         super().__init__()
         not_negative(ewc_lambda=ewc_lambda)
@@ -150,6 +154,7 @@ class PriorEWCPlugin(SupervisedPlugin):
         self._experience: _CurrentExperience | None = None
         self._model_id: int | None = None  # rather than the model, which would be saved with it
         self._has_warned_of_steps = self._has_warned_of_prior = False
+        self._checks = ModelChecks()
 
     def before_train_dataset_adaptation(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
         """Refuse what cannot be trained, before anything is changed."""
@@ -160,10 +165,12 @@ class PriorEWCPlugin(SupervisedPlugin):
         self._experience = _CurrentExperience(likelihood)
         with undisturbed(strategy.model):
             refuse_batch_statistics(strategy.model)
+        self._checks.before_adaptation(strategy, self.posterior)
 
     def before_training_exp(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
         """Take in the model as it is now, with the heads of this experience."""
         # Only to refuse what does not fit: other plugins may still change the model.
+        self._checks.before_training(strategy, self.posterior)
         self._penalty_of(strategy)
         if self.train_from_scratch:
             self.posterior.forget()
@@ -173,11 +180,25 @@ class PriorEWCPlugin(SupervisedPlugin):
         if self._experience is not None:
             self._experience = replace(self._experience, penalty=None)
 
+    def after_forward(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
+        """Refuse a first batch that does not fit the likelihood."""
+        if strategy.clock.train_exp_iterations == 0:
+            check_first_batch(
+                self._required_experience().likelihood,
+                strategy._criterion,
+                strategy.mb_output,
+                strategy.mb_y,
+                stated_classes(strategy.experience),
+            )
+
     def before_backward(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
         """Add the prior's and the earlier experiences' penalties to the loss."""
         experience = self._required_experience()
+        self._checks.before_backward(strategy)
         penalty = experience.penalty or self._penalty_of(strategy)
-        scale = experience.likelihood.criterion_scale(strategy._criterion, strategy.mb_output)
+        scale = experience.likelihood.criterion_scale(
+            strategy._criterion, strategy.mb_output, strategy.mb_y
+        )
         scale /= penalty.n_samples
         penalty = penalty.with_strengths(scale, scale * self.ewc_lambda)
         prior, ewc = penalty.values()
@@ -245,10 +266,12 @@ class PriorEWCPlugin(SupervisedPlugin):
         publish_cost(strategy, self, seconds, len(dataset) if rows is None else len(rows))
         publish_distribution(strategy, self, "Fisher", _select(fisher, active))
         self.posterior.update(parameters, fisher, len(dataset), active, self.gamma)
+        self.posterior.likelihood = experience.likelihood
         log_precision = _select(self.posterior.precision, active).log()
         publish_distribution(strategy, self, "LogPrecision", log_precision)
         self._model_id = id(strategy.model)
         self._experience = replace(experience, penalty=None)  # and let go of the model
+        self._checks.after_training(strategy.model, is_kept=not self.train_from_scratch)
 
     def _required_experience(self) -> _CurrentExperience:
         assert self._experience is not None  # an iteration belongs to an experience

@@ -8,9 +8,8 @@ from typing import Any
 
 from avalanche.training.plugins import SupervisedPlugin
 from avalanche.training.templates import SupervisedTemplate
-from torch import nn
 
-from avalanche_hnet.core.common.likelihoods import Gaussian
+from avalanche_hnet.core.common.likelihoods import Bernoulli, Gaussian, likelihood_of
 from avalanche_hnet.data.experiences import labels_or_none
 from avalanche_hnet.models.inference_options import InferenceOptions, takes_arguments_of
 from avalanche_hnet.models.task_inference import TaskInference
@@ -46,6 +45,12 @@ class TaskInferencePlugin(SupervisedPlugin):
         self._is_training = False
         self._trained: dict[int | None, set[int]] = {}  # task labels by experience
 
+    def before_train_dataset_adaptation(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
+        """Refuse a training after which there could be no inference."""
+        read = likelihood_of(strategy._criterion)
+        if isinstance(read, Bernoulli):
+            replace(self.options, likelihood=read)  # which refuses it
+
     def before_training(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
         """Make sure that the model itself is trained, if an evaluation was broken off."""
         self.after_eval(strategy)
@@ -75,8 +80,11 @@ class TaskInferencePlugin(SupervisedPlugin):
         """Put the inference in front of the model."""
         self.after_eval(strategy)
         options = self.options
-        if options.likelihood is None and isinstance(strategy._criterion, nn.MSELoss):
-            options = replace(options, likelihood=Gaussian())  # whose noise does not matter here
+        learned = None if options.posterior is None else options.posterior.likelihood
+        if options.likelihood is None and learned is None:
+            read = likelihood_of(strategy._criterion)
+            if isinstance(read, Gaussian):
+                options = replace(options, likelihood=read)  # whose noise does not matter here
         if self._is_training and not options.judges_posterior:
             options = replace(options, posterior=None)
         inference = TaskInference(strategy.model, **vars(options))

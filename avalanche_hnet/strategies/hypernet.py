@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from avalanche.training.templates import SupervisedTemplate
 from avalanche.training.utils import _at_task_boundary
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from avalanche_hnet.core.common.likelihoods import Likelihood, resolve_likelihood
+from avalanche_hnet.core.common.likelihoods import Likelihood, likelihood_of, resolve_likelihood
 from avalanche_hnet.core.regularizers import Experience, Regularizer
 from avalanche_hnet.data.experiences import labels_of, whole
 from avalanche_hnet.data.loader import InMemoryLoader
@@ -18,6 +17,7 @@ from avalanche_hnet.models.hyper_model import HyperModel
 from avalanche_hnet.plugins.in_memory import InMemoryPlugin
 from avalanche_hnet.strategies import requirements
 from avalanche_hnet.strategies.experience_fisher import ExperienceFisher
+from avalanche_hnet.strategies.from_scratch import start_from_scratch
 from avalanche_hnet.strategies.hypernet_log import (
     publish_movement,
     publish_statistics,
@@ -174,7 +174,7 @@ class HypernetTemplate(SupervisedTemplate):
     def criterion(self) -> Tensor:
         """The loss with the prior, after a check of the targets at the start of an experience."""
         if self.is_training and self.clock.train_exp_iterations == 0:
-            requirements.check_targets(self)
+            requirements.check_targets(self, self._resolved_likelihood)
         loss: Tensor = super().criterion()
         if self.prior_variance is None or not self.is_training:
             return loss
@@ -234,17 +234,10 @@ class HypernetTemplate(SupervisedTemplate):
         if not _at_task_boundary(self.experience, before=True):
             return
         if self.train_from_scratch:
-            self._start_from_scratch()
+            labels = labels_of(self.experience)
+            start_from_scratch(self.model, self._roles.theta, self._initial, labels)
         if self.regularizer is not None:
             self._begin_protection(self.regularizer)
-
-    def _start_from_scratch(self) -> None:
-        """Put what tasks share back to what it was at construction, and the experience's own."""
-        with torch.no_grad():
-            for name, parameter in self._roles.theta.items():
-                parameter.copy_(self._initial[name])
-        for label in labels_of(self.experience):
-            self.model.reset_task(label)
 
     def _begin_protection(self, regularizer: Regularizer) -> None:
         model, labels = self.model, labels_of(self.experience)
@@ -264,13 +257,15 @@ class HypernetTemplate(SupervisedTemplate):
     def _criterion_scale(self) -> float:
         """How many times the mean negative log-likelihood the criterion is."""
         assert self._resolved_likelihood is not None
-        return self._resolved_likelihood.criterion_scale(self._criterion, self.mb_output)
+        return self._resolved_likelihood.criterion_scale(self._criterion, self.mb_output, self.mb_y)
 
     def _before_training_exp(self, **kwargs: Any) -> None:
         requirements.check_experience(self.experience)
         needs_fisher = self.regularizer is not None and self.regularizer.needs_fisher
-        if needs_fisher or self.prior_variance is not None:
+        if needs_fisher or self.prior_variance is not None or self.likelihood is not None:
             self._resolved_likelihood = resolve_likelihood(self.likelihood, self._criterion)
+        else:
+            self._resolved_likelihood = likelihood_of(self._criterion)
         super()._before_training_exp(**kwargs)
 
     def _before_training_iteration(self, **kwargs: Any) -> None:

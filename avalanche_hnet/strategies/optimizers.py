@@ -52,7 +52,7 @@ def hand_over_theta(
 
 
 def optimizer_of_own(
-    own: list[nn.Parameter], theta_optimizer: Optimizer, make: MakeOptimizer | None
+    parameters: list[nn.Parameter], theta_optimizer: Optimizer, make: MakeOptimizer | None
 ) -> Optimizer:
     """A new optimizer of the experience's own parameters, by default like θ's.
 
@@ -60,8 +60,8 @@ def optimizer_of_own(
         TypeError: if ``make`` makes something else.
     """
     if make is None:
-        return fresh_optimizer(theta_optimizer, own)
-    made = make(own)
+        return fresh_optimizer(theta_optimizer, parameters)
+    made = make(parameters)
     if not isinstance(made, Optimizer):
         raise TypeError(f"embedding_optimizer must make an optimizer, but made {made!r}")
     return made

@@ -12,10 +12,10 @@ from torch import nn
 from torch.optim import Optimizer
 
 from avalanche_hnet.core.common.arguments import at_least
-from avalanche_hnet.core.common.likelihoods import Likelihood
+from avalanche_hnet.core.common.likelihoods import Likelihood, check_first_batch
 from avalanche_hnet.core.regularizers import Penalty, Regularizer
 from avalanche_hnet.core.regularizers.lookahead import fresh_optimizer, optimizer_step
-from avalanche_hnet.data.experiences import labels_of
+from avalanche_hnet.data.experiences import labels_of, stated_classes
 from avalanche_hnet.models.hyper_model import HyperModel
 from avalanche_hnet.plugins.finite_loss import refuse_loss
 
@@ -104,7 +104,7 @@ def check_optimizers(
 
 
 def check_likelihood(likelihood: object) -> None:
-    """Refuse what is no likelihood."""
+    """Refuse anything but a likelihood."""
     if likelihood is not None and not isinstance(likelihood, Likelihood):
         raise TypeError(f"likelihood must be a Likelihood, got {likelihood!r}")
 
@@ -129,7 +129,7 @@ def check_knowledge(regularizer: Regularizer, earlier: Sequence[int]) -> None:
 
 
 def warn_of_no_protection(regularizer: Regularizer, task_labels: Sequence[int]) -> None:
-    """Warn where all experiences have the same tasks, of a regulariser that is of no use then."""
+    """Warn that all experiences have the same tasks, where a regulariser is of no use then."""
     if not regularizer.is_log_prior:
         warnings.warn(
             f"nothing is protected: all experiences so far have the task labels {task_labels}; "
@@ -150,26 +150,12 @@ def check_penalty(strategy: SupervisedTemplate, penalty: Penalty) -> None:
         refuse_loss(strategy, f"regulariser {penalty.value.item()}", "beta of the regulariser")
 
 
-def check_targets(strategy: SupervisedTemplate) -> None:
-    """Refuse targets that do not fit the model's outputs."""
-    outputs, targets, criterion = strategy.mb_output, strategy.mb_y, strategy._criterion
-    if isinstance(criterion, nn.MSELoss) and targets.shape != outputs.shape:
-        raise ValueError(
-            f"targets have the shape {tuple(targets.shape)}, but the outputs "
-            f"{tuple(outputs.shape)}; they must be the same"
-        )
-    if isinstance(criterion, nn.CrossEntropyLoss) and outputs.dim() == 2 and outputs.shape[1] == 1:
-        raise ValueError(
-            "criterion CrossEntropyLoss (Avalanche's default) over a single output is always zero; "
-            "for regression use criterion=torch.nn.MSELoss()"
-        )
-    if not isinstance(criterion, nn.CrossEntropyLoss) or targets.is_floating_point():
-        return
-    known = getattr(strategy.experience, "classes_in_this_experience", targets.unique().tolist())
-    classes = {int(c) for c in known} - {criterion.ignore_index}
-    if classes and not 0 <= min(classes) <= max(classes) < outputs.shape[1]:
-        raise ValueError(
-            f"targets are class labels from {min(classes)} to {max(classes)}, but the model has "
-            f"{outputs.shape[1]} outputs; give the target more, or count the classes of each "
-            "experience from zero (class_ids_from_zero_in_each_exp=True)"
-        )
+def check_targets(strategy: SupervisedTemplate, likelihood: Likelihood | None) -> None:
+    """Refuse a first batch whose targets do not fit the model's outputs, where that is known."""
+    check_first_batch(
+        likelihood,
+        strategy._criterion,
+        strategy.mb_output,
+        strategy.mb_y,
+        stated_classes(strategy.experience),
+    )

@@ -20,7 +20,7 @@ class Roles:
         own: embeddings and other parameters of the experience's own tasks.
         previous: embeddings of protected tasks, if the regulariser trains them.
         regularized: those of ``theta`` that the hypernetwork trains, by its own names.
-        outside_theta: all parameters but ``theta``, whoever they belong to.
+        outside_theta: all parameters but ``theta``, whichever task they belong to.
     """
 
     theta: Mapping[str, nn.Parameter] = field(default_factory=dict)
@@ -33,7 +33,7 @@ class Roles:
 def roles_of(
     model: HyperModel, task_labels: Sequence[int], regularizer: Regularizer | None
 ) -> Roles:
-    """The roles in an experience of the tasks with these labels; unknown ones have no part."""
+    """The roles in an experience of these tasks; labels unknown to the model are ignored."""
     previous = _previous_embeddings(model, task_labels, regularizer)
     of_tasks = {label: model.task_parameters(label) for label in model.task_labels}
     not_shared = {n for parameters in of_tasks.values() for n in parameters}

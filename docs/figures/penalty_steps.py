@@ -1,6 +1,6 @@
 """Implicit against gradient steps of the penalty, for six optimizers and seven strengths λ.
 
-Makes the table of docs/explanation/penalty-steps.md, in about 25 minutes on one core:
+Makes the table of docs/explanation/penalty-steps.md, to be put in there by hand, in half an hour:
 
     python docs/figures/penalty_steps.py
 
@@ -31,7 +31,7 @@ from torch.optim import SGD, Adam, AdamW, Optimizer, RMSprop
 
 from avalanche_hnet import InMemoryPlugin, PriorEWCPlugin
 
-TABLE = Path(__file__).parents[1] / "explanation" / "penalty-steps-table.md"
+TABLE = Path("penalty-steps.md")
 OPTIMIZERS = {
     "SGD 0.01": (SGD, {"lr": 0.01}),
     "SGD 0.1": (SGD, {"lr": 0.1}),

@@ -9,9 +9,9 @@ gaussian_mixture and toy_regression can be asked for it. An example, with a plug
         strengths={"split-digits": {"task": 1.0, "domain": 0.1, "class": 0.1}, ...},
     ),
 
-Nothing else is needed but ``python -m tests.test_command_lines``, which writes down that the
-command lines are meant to have changed. For a strength on the command line, give the settings of
-an experiment a field named after the method, such as ``si_lambda``.
+Nothing else is needed but ``python -m tests.experiments.test_command_lines``, which writes down
+that the command lines are meant to have changed. For a strength on the command line, give the
+settings of an experiment a field named after the method, such as ``si_lambda``.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The command lines are what they were; ``tests/support/command_lines.txt`` holds them.
 
-Where a change is meant, write the file anew: ``python -m tests.test_command_lines``.
+Where a change is meant, write the file anew: ``python -m tests.experiments.test_command_lines``.
 """
 
 import runpy

@@ -15,6 +15,7 @@ def test_table_has_each_way_to_predict(tmp_path, capsys):
     assert list(tmp_path.glob("*/seed0/events*"))
 
 
+@pytest.mark.filterwarnings("ignore:the prior adds")
 def test_sampling_from_a_wide_posterior_fails_where_the_mean_does_not(tmp_path):
     first, everything = learn(options(n_samples=10), 0, tmp_path)
     for found in (first, everything):

@@ -188,7 +188,7 @@ def test_plugin_knows_a_regression_from_the_criterion():
         evaluator=EvaluationPlugin(mse_metrics(stream=True), loggers=[]),
     )
     (found,) = strategy.eval(benchmark.test_stream).values()
-    inference = TaskInference(model, posterior=posterior, likelihood=Gaussian(3.0))
+    inference = TaskInference(model, posterior=posterior, likelihood=Gaussian(0.1))
     parts = [tensors(e) for e in benchmark.test_stream]
     errors = [(inference(x) - y).square().mean().item() for x, y, _ in parts]
     assert found == pytest.approx(sum(errors) / 3, rel=1e-9)

@@ -144,13 +144,13 @@ def test_empty_experience_is_refused():
 def test_unknown_criterion_is_refused_before_the_training_if_the_fisher_needs_it(regularizer):
     experience = task_stream(1).train_stream[0]
     model, labels = refused(
-        "CrossEntropyLoss or MSELoss.*NLLLoss.*pass likelihood",
+        "CrossEntropyLoss, NLLLoss, MSELoss or BCE.*MultiMarginLoss.*pass likelihood",
         experience,
         regularizer=regularizer,
-        criterion=nn.NLLLoss(),
+        criterion=nn.MultiMarginLoss(),
     )
     assert model.task_labels == labels == ()
-    learner(hyper_model(), FixedTarget(), criterion=nn.NLLLoss()).train(experience)
+    learner(hyper_model(), FixedTarget(), criterion=nn.MultiMarginLoss()).train(experience)
 
 
 def test_likelihood_that_contradicts_the_criterion_is_refused():

@@ -106,11 +106,11 @@ def test_gradients_with_their_graph_can_be_differentiated():
     theta = [*ours.shared_parameters().values()]
     gradients = task_gradients(loss_of(ours), ours, theta, differentiable=True)
     by_hand = torch.autograd.grad(loss_of(ours), theta, create_graph=True)
-    found, expected = (
+    second_derivatives, expected = (
         torch.autograd.grad(sum(g.square().sum() for g in of_theta), theta)
         for of_theta in ([gradients[p] for p in theta], by_hand)
     )
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(second_derivatives, expected)
 
 
 @pytest.mark.parametrize("max_norm", [0.01, 1e6])

@@ -5,7 +5,8 @@ import copy
 import torch
 from torch.func import functional_call, jacrev
 
-from avalanche_hnet import GaussianPosterior
+from avalanche_hnet import Gaussian, GaussianPosterior
+from avalanche_hnet.core.posterior.predictor import Predictor
 
 CLOSE = {"rtol": 1e-9, "atol": 1e-12}
 
@@ -37,3 +38,8 @@ def moments(model, posterior, x, *label):
     flat = torch.cat([jacobian[n].detach().reshape(rows.numel(), -1) for n in jacobian], 1)
     variances = torch.cat([1 / posterior.precision[n].flatten() for n in jacobian])
     return rows, flat * variances @ flat.T, flat
+
+
+def outputs_of(model, posterior, x, *options, **more):
+    """Mean and variances of the outputs, whatever likelihood the posterior was learned with."""
+    return Predictor(model, posterior, *options, **more).regression(x, Gaussian())

@@ -110,13 +110,16 @@ def _fisher_factors(
     """Tensors c_k (B, …) such that the Fisher of sample n is Σ_k (J_nᵀ c_kn)²."""
     if likelihood is None:
         likelihood = Gaussian() if targets.is_floating_point() else Categorical()
+    counted = None if kind == "empirical" else likelihood.counted(outputs, targets)
     if kind == "exact":
-        yield from likelihood.fisher_factors(outputs)
+        for factor in likelihood.fisher_factors(outputs):
+            yield factor if counted is None else factor * counted
         return
     if kind == "sampled":
         targets = likelihood.sample(outputs, generator)
     outputs = outputs.requires_grad_()
-    yield torch.autograd.grad(likelihood.nll(outputs, targets).sum(), outputs)[0]
+    gradient = torch.autograd.grad(likelihood.nll(outputs, targets).sum(), outputs)[0]
+    yield gradient if counted is None else gradient * counted
 
 
 def _single_task_batches(

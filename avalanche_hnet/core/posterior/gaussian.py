@@ -15,6 +15,11 @@ from avalanche_hnet.core.common.arguments import (
     one_of,
     positive,
 )
+from avalanche_hnet.core.common.likelihoods import (
+    Likelihood,
+    likelihood_from_state,
+    likelihood_state,
+)
 from avalanche_hnet.core.common.quadratic import Quadratic
 from avalanche_hnet.core.posterior.gaussian_checks import (
     check_loaded,
@@ -53,6 +58,8 @@ class GaussianPosterior:
 
     Attributes:
         prior_variance: σ².
+        likelihood: that it was learned with, for predictions; None if not known. The state has
+            it, unless it is of a user's own class.
 
     Raises:
         TypeError, ValueError: if ``prior_variance`` is not a positive number or ``prior_mean`` not
@@ -64,6 +71,7 @@ class GaussianPosterior:
         one_of(PriorMean, prior_mean=prior_mean)
         self.prior_variance = float(prior_variance)
         self._prior_mean_kind = prior_mean
+        self.likelihood: Likelihood | None = None
         self._tensors = GaussianTensors({}, {}, {}, {})
         self._just_loaded = False
 
@@ -218,6 +226,7 @@ class GaussianPosterior:
             "prior_variance": self.prior_variance,
             "prior_mean_kind": self._prior_mean_kind,
             **tensors,
+            "likelihood": likelihood_state(self.likelihood),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -227,6 +236,7 @@ class GaussianPosterior:
             ValueError: if ``state`` is not such a dictionary or has another prior variance.
         """
         check_state(state, self.state_dict())
+        self.likelihood = likelihood_from_state(state.get("likelihood"))
         fields = [state[field] for field in GaussianTensors._fields]
         names = state["mean"].keys()
         self._tensors = GaussianTensors(*({n: of[n].clone() for n in names} for of in fields))

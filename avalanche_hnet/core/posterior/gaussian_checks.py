@@ -84,7 +84,8 @@ def check_state(state: Any, current: Mapping[str, Any]) -> None:
     Raises:
         ValueError: for other keys, another prior, or tensors that do not fit each other.
     """
-    if not isinstance(state, Mapping) or state.keys() != current.keys():
+    optional = {"likelihood"}  # which older states lack
+    if not isinstance(state, Mapping) or state.keys() | optional != current.keys() | optional:
         got = sorted(state) if isinstance(state, Mapping) else type(state).__name__
         raise ValueError(f"state must be a dictionary with the keys {sorted(current)}, got {got}")
     for argument, key in (("prior_variance", "prior_variance"), ("prior_mean", "prior_mean_kind")):

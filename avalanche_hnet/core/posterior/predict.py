@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import overload
+from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
 
-from avalanche_hnet.core.common.likelihoods import Categorical, Gaussian, Likelihood
+from avalanche_hnet.core.common.likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
 from avalanche_hnet.core.posterior.gaussian import GaussianPosterior
+from avalanche_hnet.core.posterior.learned_likelihood import likelihood_to_predict_with
 from avalanche_hnet.core.posterior.predictor import (
     PredictionMethod,
     Predictor,
@@ -39,11 +40,25 @@ def predict(
     x: Tensor,
     method: PredictionMethod = ...,
     *,
-    likelihood: Categorical = ...,
+    likelihood: Categorical | Bernoulli,
     task_label: int | None = ...,
     n_samples: int = ...,
     generator: torch.Generator | None = ...,
 ) -> Tensor: ...
+
+
+@overload
+def predict(
+    model: nn.Module,
+    posterior: GaussianPosterior,
+    x: Tensor,
+    method: PredictionMethod = ...,
+    *,
+    likelihood: None = ...,
+    task_label: int | None = ...,
+    n_samples: int = ...,
+    generator: torch.Generator | None = ...,
+) -> Any: ...  # a tensor or a RegressionPrediction, as the posterior was learned
 
 
 def predict(
@@ -80,26 +95,32 @@ def predict(
             know are taken as they are.
         x: B inputs, in dimension 0.
         method: see above.
-        likelihood: :class:`Categorical` (the default), or :class:`Gaussian` with its noise.
+        likelihood: by default the one that the posterior was learned with, or else
+            :class:`Categorical`. Others are :class:`Gaussian` with its noise, and
+            :class:`Bernoulli`, of which each label's probability is σ(f / √(1 + π v / 8)) under
+            ``"linearized"``.
         task_label: of all inputs; a posterior over several heads becomes that of this task.
         n_samples: for ``"sample"``.
         generator: likewise; by default one with PyTorch's initial seed.
 
     Returns:
-        Class probabilities of the shape of the outputs, (B, C, …), or a
-        :class:`RegressionPrediction`. No gradients.
+        Probabilities of classes, or of each label for :class:`Bernoulli`, of the shape of the
+        outputs, (B, C, …); for :class:`Gaussian` a :class:`RegressionPrediction`. No gradients.
 
     Raises:
-        TypeError: if an argument is of another type, or ``likelihood`` neither of the two.
+        TypeError: if an argument is of another type, or ``likelihood`` none of the three.
         ValueError: for an unknown method or ``n_samples`` below 1; if the posterior is empty or
             that of another model; if the model takes task labels and none is given, or the
-            reverse; if classes are asked for and there is one output.
+            reverse; if classes are asked for and there is one output; if ``likelihood`` contradicts
+            the posterior's.
     """
-    likelihood = Categorical() if likelihood is None else likelihood
     predictor = Predictor(model, posterior, method, task_label, n_samples, generator)
+    if not isinstance(likelihood, (Categorical, Gaussian, Bernoulli, type(None))):
+        raise TypeError(
+            f"likelihood must be Categorical(), Gaussian(noise) or Bernoulli(), got {likelihood!r}"
+        )
+    likelihood = likelihood_to_predict_with(likelihood, posterior) or Categorical()
     if isinstance(likelihood, Gaussian):
         return predictor.regression(x, likelihood)
-    if not isinstance(likelihood, Categorical):
-        raise TypeError(f"likelihood must be Categorical() or Gaussian(noise), got {likelihood!r}")
     dtype = next(iter(predictor.posterior.mean.values())).dtype
-    return predictor.class_probabilities(x).to(dtype)
+    return predictor.probabilities(x, likelihood).to(dtype)

@@ -13,7 +13,7 @@ from torch.func import functional_call, jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from avalanche_hnet.core.common.arguments import at_least, generator_or_none, integer, one_of
-from avalanche_hnet.core.common.likelihoods import Gaussian
+from avalanche_hnet.core.common.likelihoods import Bernoulli, Gaussian, Likelihood
 from avalanche_hnet.core.common.masking import MASK_VALUE
 from avalanche_hnet.core.common.task_labels import may_take_task_labels, takes_task_labels
 from avalanche_hnet.core.fisher.output_variance import output_variance
@@ -72,15 +72,19 @@ class Predictor:
             raise ValueError(f"task_label is {self.task_label}, but {name} takes none")
         object.__setattr__(self, "posterior", fitted(self.posterior, self.model))
 
-    def class_probabilities(self, x: Tensor) -> Tensor:
-        """Probabilities (B, C, …) in float64: the small ones tell tasks apart."""
+    def probabilities(self, x: Tensor, likelihood: Likelihood | None = None) -> Tensor:
+        """Of classes or, for :class:`Bernoulli`, of each label: of the outputs' shape, in float64.
+
+        The small ones tell tasks apart.
+        """
+        link = _sigmoid if isinstance(likelihood, Bernoulli) else _softmax
         if self.method == "sample":
-            total = sum(_softmax(draw) for draw in self.draws(x))
+            total = sum(link(draw) for draw in self.draws(x))
             return torch.as_tensor(total) / self.n_samples
         if self.method == "map":
-            return _softmax(self._at_mean(x))
+            return link(self._at_mean(x))
         outputs, variance = self._linearized(x, _is_not_masked)
-        return _softmax(outputs.double() / (1 + pi / 8 * variance.double()).sqrt())
+        return link(outputs.double() / (1 + pi / 8 * variance.double()).sqrt())
 
     def regression(self, x: Tensor, likelihood: Gaussian) -> RegressionPrediction:
         """Mean and variances (B, …)."""
@@ -153,6 +157,10 @@ def _padding(model: nn.Module) -> dict[str, int]:
         for prefix, module in model.named_modules()
         if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.padding_idx is not None
     }
+
+
+def _sigmoid(outputs: Tensor) -> Tensor:
+    return outputs.double().sigmoid()
 
 
 def _softmax(outputs: Tensor) -> Tensor:

@@ -30,15 +30,13 @@ class OutputChange(NamedTuple):
 
         Of parameters that are missing it is a constant zero.
         """
-        with torch.no_grad():
-            weight, bias = (
-                parameters[name] - then if name in parameters else torch.zeros_like(then)
-                for name, then in zip(OF_OUTPUT_LAYER, (before.weight, before.bias), strict=True)
-            )
-        change = cls(weight, bias)
-        for name, part in zip(OF_OUTPUT_LAYER, change, strict=True):
-            part.requires_grad_(name in parameters)
-        return change
+        weight, bias = (
+            (parameters[name].detach() - then).requires_grad_()
+            if name in parameters
+            else torch.zeros_like(then)
+            for name, then in zip(OF_OUTPUT_LAYER, (before.weight, before.bias), strict=True)
+        )
+        return cls(weight, bias)
 
     @property
     def leaves(self) -> list[Tensor]:

@@ -105,8 +105,11 @@ def test_products_on_other_devices_equal_those_on_the_cpu(monkeypatch):
     torch.testing.assert_close(found.as_subclass(torch.Tensor), expected)
 
 
-def test_the_value_alone_is_that_with_gradients():
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_the_value_alone_is_that_with_gradients(layout):
     phi, weights, centres = example()
+    phi["large"] = nn.Parameter(torch.randn(70, 10, 10, 10).to(memory_format=layout))
+    weights["large"], centres["large"] = torch.rand(70, 10, 10, 10), torch.randn(70, 10, 10, 10)
     term = Quadratic(weights, centres)
     with torch.no_grad():
         value = term(phi, skip=["p1"])

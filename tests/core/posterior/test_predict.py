@@ -21,7 +21,7 @@ from avalanche_hnet.core.common.likelihoods import Likelihood
 from avalanche_hnet.core.posterior.predict import Predictor
 from tests.support.hypernets import adapted, hyper_model
 from tests.support.models import Incremental, MultiHead, lenet, mlp
-from tests.support.posteriors import CLOSE, moments, posterior_of
+from tests.support.posteriors import CLOSE, moments, outputs_of, posterior_of
 from tests.support.strategies import naive
 from tests.support.streams import task_stream
 
@@ -231,8 +231,8 @@ def test_head_that_was_never_trained_is_at_the_prior(prior_mean):
         name = "output.head.classifiers.2.classifier"
         assert (f"{name}.weight" in plugin.posterior.mean) == from_the_start
         names = set(plugin.posterior.mean)
-        x, noise = torch.randn(5, 6), Gaussian()
-        found = predict(model, plugin.posterior, x, likelihood=noise, task_label=2)
+        x = torch.randn(5, 6)
+        found = outputs_of(model, plugin.posterior, x, task_label=2)
         features = model.features(x)
         head = model.get_submodule(name)
         mean = head(features) if prior_mean == "initial" else torch.zeros(5, 2)
@@ -258,8 +258,8 @@ def test_units_that_have_grown_since_are_at_the_prior(method):
     assert model.head.classifier.weight.shape == (6, 8)
     x = torch.randn(5, 6)
     generator = torch.Generator().manual_seed(0)
-    options = {"likelihood": Gaussian(), "n_samples": 400, "generator": generator}
-    found = predict(model, plugin.posterior, x, method, **options)
+    options = {"n_samples": 400, "generator": generator}
+    found = outputs_of(model, plugin.posterior, x, method, **options)
     head_part = 0.3 * (1 + (model.features(x) ** 2).sum(1, keepdim=True)).expand(5, 4).detach()
     if method == "sample":
         assert (found.mean[:, 2:].abs() < 4.5 * (head_part / 400).sqrt() * 1.5).all()
