@@ -230,8 +230,8 @@ def test_weights_outside_the_optimizer_get_the_penaltys_gradient():
                 gradients[n] = (p.grad - g, p.detach() / len(strategy.experience.dataset))
 
     optimizer = torch.optim.SGD(model[2].parameters(), 0.01)
+    plugin = PriorEWCPlugin(penalty_step="implicit")
     with pytest.warns(UserWarning, match="does not hold"):
-        plugin = PriorEWCPlugin(penalty_step="implicit")
         run(plugin, model, stream, Gradients(), optimizer=optimizer, strategy=OwnOptimizer)
     for name, (of_penalty, expected) in gradients.items():
         held = name.startswith("2.")
