@@ -216,7 +216,9 @@ class PriorEWCPlugin(SupervisedPlugin):
                 f"{strategy.loss.item()} before the penalties, prior {prior.item()}, "
                 f"EWC {ewc.item()}"
             )
-            refuse_loss(strategy, parts, "learning rate or ewc_lambda")
+            remedies = "learning rate, or penalty_step='implicit',"
+            remedy = "learning rate" if penalty.implicit else remedies
+            refuse_loss(strategy, parts, remedy)
         if not (self._has_warned_of_prior or strategy.clock.train_exp_iterations):
             self._has_warned_of_prior = warn_of_prior(prior.item(), strategy.loss.item())
         strategy.loss = total

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from avalanche_hnet.core.common.cache_parts import cache_parts
+
 Tensors = tuple[Tensor, ...] | list[Tensor]
 
 
@@ -85,11 +87,12 @@ class _HalfSumOfSquares(torch.autograd.Function):
 
 
 def _value_alone(weights: Tensors, centres: Tensors, parameters: Tensors) -> Tensor:
-    """Tensor by tensor, in memory that is still in the cache."""
+    """Part by part, so that deviations need no memory but the cache."""
     products = []
-    for weight, centre, parameter in zip(weights, centres, parameters, strict=True):
-        deviation = parameter - centre
-        products.append((deviation * weight).flatten().dot(deviation.flatten()))
+    for term in zip(weights, centres, parameters, strict=True):
+        for weight, centre, parameter in cache_parts(term):
+            deviation = parameter - centre
+            products.append((deviation * weight).flatten().dot(deviation.flatten()))
     return torch.stack(products).sum() / 2
 
 

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from avalanche_hnet.core.common.cache_parts import cache_parts
 from avalanche_hnet.core.common.quadratic import Quadratic
-from avalanche_hnet.core.posterior.step_sizes import step_size
+from avalanche_hnet.core.posterior.step_sizes import StepSize, step_size
 
 
 @torch.no_grad()
@@ -45,35 +46,41 @@ def implicit_step(
             size = step_size(optimizer, group, parameter) if parameter in names else None
             if size is None:
                 continue
-            pull = _Pull(parameter, *penalty.term(names[parameter]), size.scale)
-            if parameter.is_cpu:  # one after the other, in memory that is still in the cache
-                _move(pull, size.rate)
+            pull = _Pull(parameter, *penalty.term(names[parameter]), size)
+            if parameter.is_cpu:
+                _move(pull)
             else:  # as few kernels as possible
                 together.setdefault(size.rate, []).append(pull)
-    for rate, pulls in together.items():
-        _move_together(pulls, rate)
+    for pulls in together.values():
+        _move_together(pulls)
 
 
 class _Pull(NamedTuple):
     parameter: Tensor
     weight: Tensor
     centre: Tensor
-    scale: Tensor | None
+    size: StepSize
 
 
-def _move(pull: _Pull, rate: float) -> None:
+def _move(pull: _Pull) -> None:
     """φ += rate s (c − φ) / (scale + rate s)."""
-    parameter, weight, centre, scale = pull
-    divisor = (weight * rate).add_(1) if scale is None else scale.add_(weight, alpha=rate)
-    parameter.addcdiv_((centre - parameter).mul_(weight), divisor, value=rate)
+    size = pull.size
+    tensors = pull[:3] if size.moment is None else (*pull[:3], size.moment)
+    for parameter, weight, centre, *moment in cache_parts(tensors):
+        if moment:
+            divisor = size.scale(*moment).to(weight.dtype).add_(weight, alpha=size.rate)
+        else:
+            divisor = (weight * size.rate).add_(1)
+        parameter.addcdiv_((centre - parameter).mul_(weight), divisor, value=size.rate)
 
 
-def _move_together(pulls: list[_Pull], rate: float) -> None:
-    """:func:`_move` of many parameters."""
-    parameters, weights, centres, scales = zip(*pulls, strict=True)
+def _move_together(pulls: list[_Pull]) -> None:
+    """:func:`_move` of many parameters with one rate."""
+    parameters, weights, centres, sizes = zip(*pulls, strict=True)
+    rate = sizes[0].rate
     divisors = [
-        torch.ones_like(parameter) if scale is None else scale
-        for parameter, scale in zip(parameters, scales, strict=True)
+        torch.ones_like(weight) if size.moment is None else size.scale(size.moment).to(weight)
+        for weight, size in zip(weights, sizes, strict=True)
     ]
     torch._foreach_add_(divisors, weights, alpha=rate)
     distances = torch._foreach_sub(centres, parameters)

@@ -1,7 +1,7 @@
 """How far an optimizer moves each element per unit of a gradient that lasts.
 
 A gradient g that stays the same makes the optimizers of this module move an element by −η g in each
-step, momentum included. η is written as ``rate`` / ``scale``, one number and a tensor (or 1).
+step, momentum included. η is a number divided by a tensor's root, its value, or nothing.
 
 Where an element has had no gradient yet, a second moment of zero says nothing of its steps, and
 η is the rate alone, as for SGD. With rate / ε, a prior would bring the weights of units that are
@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 from torch.optim import (
     SGD,
@@ -28,15 +29,32 @@ from torch.optim import (
 
 
 class StepSize(NamedTuple):
-    """η = rate / scale of the elements of one parameter.
+    """η = rate / (√moment + ε) of the elements of one parameter, or rate alone.
 
     Attributes:
         rate: a positive number.
-        scale: a tensor of the parameter's shape that may be overwritten, or None for 1.
+        moment: of the parameter's shape, the optimizer's own; None for the rate alone.
+        eps: ε.
+        is_squared: whether the moment is of squares. If not, there is no root, and it contains ε.
     """
 
     rate: float
-    scale: Tensor | None
+    moment: Tensor | None = None
+    eps: float = 0.0
+    is_squared: bool = True
+
+    def scale(self, moment: Tensor) -> Tensor:
+        """η = rate / scale: √moment + ε, or 1 where there has been no gradient.
+
+        Args:
+            moment: the whole or some elements of it.
+
+        Returns:
+            A new tensor.
+        """
+        if self.is_squared:
+            return torch.threshold_(moment.sqrt(), 0.0, 1.0).add_(self.eps)
+        return torch.threshold(moment, self.eps, 1.0)
 
 
 Rule = Callable[[Mapping[str, Any], Mapping[str, Any]], StepSize]
@@ -75,7 +93,7 @@ def names_of_known() -> str:
 def _sgd(group: Mapping[str, Any], state: Mapping[str, Any]) -> StepSize:
     momentum = group["momentum"]
     accumulated = (1 - group["dampening"]) / (1 - momentum) if momentum else 1
-    return StepSize(float(group["lr"]) * accumulated, None)
+    return StepSize(float(group["lr"]) * accumulated)
 
 
 def _adam(group: Mapping[str, Any], state: Mapping[str, Any]) -> StepSize:
@@ -92,7 +110,7 @@ def _by_second_moment(
 ) -> StepSize:
     """η = lr / (√v̂ + ε), with the correction of the bias of v taken out of the quotient."""
     root = (1 - group["betas"][1] ** float(state["step"])) ** 0.5
-    return StepSize(float(group["lr"]) * root, _scale(second, group["eps"] * root))
+    return StepSize(float(group["lr"]) * root, second, group["eps"] * root)
 
 
 def _radam(group: Mapping[str, Any], state: Mapping[str, Any]) -> StepSize:
@@ -101,33 +119,26 @@ def _radam(group: Mapping[str, Any], state: Mapping[str, Any]) -> StepSize:
     longest = 2 / (1 - beta2) - 1
     length = longest - 2 * n_steps * beta2**n_steps / (1 - beta2**n_steps)
     if length <= 5:
-        return StepSize(float(group["lr"]), None)
+        return StepSize(float(group["lr"]))
     rectified = (
         (length - 4) * (length - 2) * longest / ((longest - 4) * (longest - 2) * length)
     ) ** 0.5
     root = (1 - beta2**n_steps) ** 0.5
-    scale = _scale(state["exp_avg_sq"], group["eps"])
-    return StepSize(float(group["lr"]) * rectified * root, scale)
+    return StepSize(float(group["lr"]) * rectified * root, state["exp_avg_sq"], group["eps"])
 
 
 def _adamax(group: Mapping[str, Any], state: Mapping[str, Any]) -> StepSize:
-    largest = state["exp_inf"]  # ε is in it
-    return StepSize(float(group["lr"]), largest.masked_fill(largest <= group["eps"], 1))
+    return StepSize(float(group["lr"]), state["exp_inf"], group["eps"], is_squared=False)
 
 
 def _rmsprop(group: Mapping[str, Any], state: Mapping[str, Any]) -> StepSize:
     rate = float(group["lr"]) / (1 - group["momentum"])
-    return StepSize(rate, _scale(state["square_avg"], group["eps"]))
+    return StepSize(rate, state["square_avg"], group["eps"])
 
 
 def _adagrad(group: Mapping[str, Any], state: Mapping[str, Any]) -> StepSize:
     rate = float(group["lr"]) / (1 + (float(state["step"]) - 1) * group["lr_decay"])
-    return StepSize(rate, _scale(state["sum"], group["eps"]))
-
-
-def _scale(second: Tensor, eps: float) -> Tensor:
-    """√v + ε, and 1 where v is zero."""
-    return second.sqrt().add_(eps).masked_fill_(second == 0, 1)
+    return StepSize(rate, state["sum"], group["eps"])
 
 
 # By exact class, since a subclass may step otherwise; with whether the rule needs a state.

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from torch.optim import SGD, Adagrad, Adam, Adamax, AdamW, NAdam, RAdam, RMSprop
 
 from avalanche_hnet.core.common.quadratic import Quadratic
-from avalanche_hnet.core.posterior.implicit import _move_together, _Pull, implicit_step
+from avalanche_hnet.core.posterior.implicit import _move, _move_together, _Pull, implicit_step
+from avalanche_hnet.core.posterior.step_sizes import StepSize
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -138,19 +139,39 @@ def test_half_precision_parameters(dtype):
     torch.testing.assert_close(p.detach(), expected)
 
 
-@pytest.mark.parametrize("with_scale", [True, False])
-def test_many_at_once_move_as_one_by_one(with_scale):
-    parameters = [torch.nn.Parameter(torch.randn(k)) for k in (1, 2, 3)]
-    pulls = [
-        _Pull(
-            p, torch.rand_like(p), torch.randn_like(p), torch.rand_like(p) if with_scale else None
-        )
-        for p in parameters
-    ]
-    expected = []
-    for p, weight, centre, scale in pulls:
-        eta_s = 0.3 * weight / (1 if scale is None else scale)
-        expected.append(((p + eta_s * centre) / (1 + eta_s)).detach())
+def pulls(sizes, eps=0.1):
+    made = []
+    for size in sizes:
+        p = torch.nn.Parameter(torch.randn(size))
+        for moment in (None, torch.rand(size)):
+            q = torch.nn.Parameter(p.detach().clone())
+            made.append(
+                _Pull(q, torch.rand_like(q), torch.randn_like(q), StepSize(0.3, moment, eps))
+            )
+    return made
+
+
+def moved(pull):
+    p, weight, centre, size = pull
+    eta = 0.3 / (1 if size.moment is None else size.moment.sqrt() + size.eps)
+    return ((p + eta * weight * centre) / (1 + eta * weight)).detach()
+
+
+def test_many_at_once_move_as_one_by_one():
+    made = pulls([(1,), (2, 3), (4,)])
+    expected = [moved(pull) for pull in made]
     with torch.no_grad():
-        _move_together(pulls, 0.3)
-    torch.testing.assert_close([p.detach() for p in parameters], expected)
+        _move_together(made)
+    torch.testing.assert_close([p.detach() for p, *_ in made], expected)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_large_tensors_move_part_by_part(layout):
+    for pull in pulls([(70, 10, 10, 10), ()]):
+        p = pull.parameter
+        if p.dim() == 4:
+            p.data = p.data.to(memory_format=layout)
+        expected = moved(pull)
+        with torch.no_grad():
+            _move(pull)
+        torch.testing.assert_close(p.detach(), expected)

@@ -50,8 +50,8 @@ CASES = st.one_of(
 
 
 def eta(optimizer, p):
-    rate, scale = step_size(optimizer, optimizer.param_groups[0], p)
-    return torch.full_like(p, rate) if scale is None else rate / scale
+    size = step_size(optimizer, optimizer.param_groups[0], p)
+    return size.rate / (torch.ones_like(p) if size.moment is None else size.scale(size.moment))
 
 
 @settings(max_examples=150, deadline=None)
@@ -115,8 +115,9 @@ def test_the_state_is_left_alone():
             p.grad = torch.tensor([1.0, -2.0, 3.0])
             optimizer.step()
         before = {k: v.clone() for k, v in optimizer.state[p].items() if v is not None}
-        scale = step_size(optimizer, optimizer.param_groups[0], p).scale
-        scale.fill_(7)  # it may be overwritten
+        size = step_size(optimizer, optimizer.param_groups[0], p)
+        if size.moment is not None:
+            size.scale(size.moment).fill_(7)  # it may be overwritten
         for key, value in before.items():
             assert torch.equal(optimizer.state[p][key], value), (kind, key)
 
