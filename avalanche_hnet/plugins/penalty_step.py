@@ -9,14 +9,17 @@ from typing import Literal
 from torch import Tensor
 from torch.optim import Optimizer
 
-from avalanche_hnet.core.posterior.step_sizes import is_known, names_of_known
+from avalanche_hnet.core.posterior.step_sizes import follows_gradient, is_known, names_of_known
 
-PenaltyStep = Literal["implicit", "gradient"]
+PenaltyStep = Literal["auto", "implicit", "gradient"]
 
 
-def names_with_steps(optimizer: Optimizer, parameters: Mapping[str, Tensor]) -> frozenset[str]:
-    """Names of the parameters whose steps are the optimizer's, if these are known."""
-    if not is_known(optimizer):
+def names_with_implicit_steps(
+    kind: PenaltyStep, optimizer: Optimizer, parameters: Mapping[str, Tensor]
+) -> frozenset[str]:
+    """Names of the parameters that get implicit steps, if the kind and the optimizer have any."""
+    suits = kind == "implicit" or (kind == "auto" and follows_gradient(optimizer))
+    if not (suits and is_known(optimizer)):
         return frozenset()
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     return frozenset(name for name, p in parameters.items() if id(p) in held)

@@ -39,7 +39,11 @@ from avalanche_hnet.plugins.experience_penalty import ExperiencePenalty
 from avalanche_hnet.plugins.finite_loss import refuse_loss
 from avalanche_hnet.plugins.in_memory import store_of
 from avalanche_hnet.plugins.model_checks import ModelChecks
-from avalanche_hnet.plugins.penalty_step import PenaltyStep, names_with_steps, warn_of_others
+from avalanche_hnet.plugins.penalty_step import (
+    PenaltyStep,
+    names_with_implicit_steps,
+    warn_of_others,
+)
 from avalanche_hnet.plugins.prior_ewc_checks import (
     refuse_other_model,
     refuse_strategy,
@@ -111,7 +115,9 @@ class PriorEWCPlugin(SupervisedPlugin):
             ``"implicit"``: φ ← (φ + η s c)/(1 + η s) after the optimizer's step on the rest of the
             loss (Parikh & Boyd 2014, *Proximal algorithms*, section 4.2), stable for every λ. Both
             rest at the same weights. Where η is not known, the gradient is taken, with a warning.
-            What is published, and ``strategy.loss``, do not depend on it.
+            What is published, and ``strategy.loss``, do not depend on it. ``"auto"``: implicit for
+            SGD and RAdam; gradient for optimizers that divide a gradient by its own size, like
+            Adam, where it does not diverge and costs less.
 
     Attributes:
         posterior: the :class:`GaussianPosterior`; save and load it with its ``state_dict``.
@@ -135,7 +141,7 @@ class PriorEWCPlugin(SupervisedPlugin):
         train_from_scratch: bool = False,
         log_every: int = 50,
         generator: torch.Generator | None = None,
-        penalty_step: PenaltyStep = "gradient",
+        penalty_step: PenaltyStep = "auto",
     ) -> None:
         super().__init__()
         not_negative(ewc_lambda=ewc_lambda)
@@ -289,11 +295,9 @@ class PriorEWCPlugin(SupervisedPlugin):
         self.posterior.align(parameters)
         active = active_elements(strategy.model, strategy.experience)
         n_samples = len(strategy.experience.dataset)
-        implicit: frozenset[str] = frozenset()
-        if self.penalty_step == "implicit":
-            implicit = names_with_steps(strategy.optimizer, parameters)
-            if not self._has_warned_of_steps:
-                self._has_warned_of_steps = warn_of_others(strategy.optimizer, parameters, implicit)
+        implicit = names_with_implicit_steps(self.penalty_step, strategy.optimizer, parameters)
+        if self.penalty_step == "implicit" and not self._has_warned_of_steps:
+            self._has_warned_of_steps = warn_of_others(strategy.optimizer, parameters, implicit)
         return ExperiencePenalty.of(self.posterior, parameters, active, n_samples, implicit)
 
     def _fisher_rows(self, n_samples: int) -> Tensor | None:

@@ -28,9 +28,10 @@ OPTIMIZERS = {
 
 @pytest.mark.parametrize("ewc_lambda", [1.0, 1e3, 1e6, 1e9])
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_no_strength_diverges(name, ewc_lambda):
+@pytest.mark.parametrize("step", ["implicit", "auto"])
+def test_no_strength_diverges(step, name, ewc_lambda):
     stream, model = task_stream(3, n_samples=40).train_stream, MultiHead()
-    plugin = PriorEWCPlugin(ewc_lambda, penalty_step="implicit")
+    plugin = PriorEWCPlugin(ewc_lambda, penalty_step=step)
     run(plugin, model, stream, optimizer=OPTIMIZERS[name](model.parameters()), train_epochs=5)
     assert all(p.isfinite().all() and p.abs().max() < 50 for p in model.parameters())
 
@@ -185,6 +186,15 @@ def trained(step, make_optimizer, of_module=lambda model: model, **options):
     optimizer = make_optimizer(of_module(model).parameters())
     run(PriorEWCPlugin(0.1, penalty_step=step), model, stream, optimizer=optimizer, **options)
     return {n: p.detach().clone() for n, p in model.named_parameters()}
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", [*OPTIMIZERS, "Adadelta"])
+def test_by_default_steps_are_implicit_where_the_gradient_can_diverge(name):
+    make = OPTIMIZERS.get(name, torch.optim.Adadelta)
+    expected = "implicit" if name in ("SGD", "SGD, momentum", "RAdam") else "gradient"
+    by_default, explicit = trained("auto", make), trained(expected, make)
+    assert all(torch.equal(by_default[n], explicit[n]) for n in explicit)
 
 
 @pytest.mark.parametrize(

@@ -75,6 +75,14 @@ def step_size(optimizer: Optimizer, group: Mapping[str, Any], parameter: Tensor)
     return None if is_missing else rule(group, state)
 
 
+def follows_gradient(optimizer: Optimizer) -> bool:
+    """Whether steps grow with the gradient, in proportion and without bound.
+
+    The others divide it by its own size. (RAdam does so only after its first steps.)
+    """
+    return type(optimizer) in (SGD, RAdam)
+
+
 def is_known(optimizer: Optimizer) -> bool:
     """Whether :func:`step_size` knows the optimizer's step, its options included."""
     return type(optimizer) in _RULES and not any(
