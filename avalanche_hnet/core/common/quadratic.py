@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
-from typing import Any
+from collections.abc import Container, Mapping, Sequence
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from avalanche_hnet.core.common.cache_parts import cache_parts
+from avalanche_hnet.core.common.value_with_gradient import value_with_gradient
 
-Tensors = tuple[Tensor, ...] | list[Tensor]
+Tensors = Sequence[Tensor]
 
 
 class Quadratic:
@@ -34,6 +33,12 @@ class Quadratic:
         """The weights and the centres of a parameter."""
         return self._terms[name]
 
+    def without(self, skip: Container[str]) -> Quadratic:
+        """The same without the parameters of these names."""
+        chosen = {name: term for name, term in self._terms.items() if name not in skip}
+        weights, centres = ({n: term[i] for n, term in chosen.items()} for i in (0, 1))
+        return Quadratic(weights, centres)
+
     def __call__(self, parameters: Mapping[str, Tensor], skip: Container[str] = ()) -> Tensor:
         """The value at ``parameters``, a scalar that can be differentiated once.
 
@@ -44,46 +49,26 @@ class Quadratic:
             parameters: φ by name, of which all that have weights are needed.
             skip: names that are left out of the sum.
         """
-        names = [name for name in self._terms if name not in skip]
-        if not names:
+        chosen = self.without(skip)
+        if not chosen.names:
             return torch.zeros(())
-        chosen = [parameters[name] for name in names]
-        weights, centres = zip(*(self._terms[name] for name in names), strict=True)
-        if not torch.is_grad_enabled() and chosen[0].is_cpu:
-            return _value_alone(weights, centres, chosen)
-        value: Tensor = _HalfSumOfSquares.apply(weights, centres, *chosen)
-        return value
+        tensors = [parameters[name] for name in chosen.names]
+        if not torch.is_grad_enabled() and tensors[0].is_cpu:
+            return _value_alone(*chosen._weights_and_centres(), tensors)
+        return value_with_gradient(chosen.value_and_gradients, tensors)
 
-
-class _HalfSumOfSquares(torch.autograd.Function):
-    """The gradient w (φ − c) comes out of the value's computation, so it is kept."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, weights: tuple[Tensor, ...], centres: tuple[Tensor, ...], *parameters: Tensor
-    ) -> Tensor:
+    def value_and_gradients(self, parameters: Tensors) -> tuple[Tensor, list[Tensor]]:
+        """The value and new tensors with its gradients, by the parameters in order of ``names``."""
+        if not self._terms:
+            return torch.zeros(()), []
+        weights, centres = self._weights_and_centres()
         deviations = torch._foreach_sub(parameters, centres)
-        gradients = torch._foreach_mul(deviations, weights)
-        products = _dot_products(gradients, deviations)
-        ctx.constants, ctx.gradients = (weights, centres), gradients
-        ctx.save_for_backward(*parameters)
-        return products.sum() / 2
+        gradients = list(torch._foreach_mul(deviations, weights))
+        return _dot_products(gradients, deviations).sum() / 2, gradients
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
-        parameters = ctx.saved_tensors  # or an error, if the graph is gone or they have changed
-        # Given away, so that autograd can add other gradients in place.
-        gradients, ctx.gradients = ctx.gradients, None
-        if gradients is None:
-            weights, centres = ctx.constants
-            gradients = torch._foreach_mul(torch._foreach_sub(parameters, centres), weights)
-        gradients = [g.to(p.dtype) for g, p in zip(gradients, parameters, strict=True)]
-        # Most often it is 1, and to multiply all gradients by it is a pass over them. On a GPU,
-        # where that is cheap, to look at it would not be.
-        if not (grad_output.is_cpu and grad_output == 1):
-            torch._foreach_mul_(gradients, grad_output)
-        return None, None, *gradients
+    def _weights_and_centres(self) -> tuple[Tensors, Tensors]:
+        weights, centres = zip(*self._terms.values(), strict=True)
+        return weights, centres
 
 
 def _value_alone(weights: Tensors, centres: Tensors, parameters: Tensors) -> Tensor:

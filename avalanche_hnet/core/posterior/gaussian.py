@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Callable, Container, Mapping
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from avalanche_hnet.core.common.arguments import (
     at_least,
@@ -21,6 +21,8 @@ from avalanche_hnet.core.common.likelihoods import (
     likelihood_state,
 )
 from avalanche_hnet.core.common.quadratic import Quadratic
+from avalanche_hnet.core.fisher.diagonal import diagonal_fisher
+from avalanche_hnet.core.fisher.output_variance import output_variance
 from avalanche_hnet.core.posterior.gaussian_checks import (
     check_loaded,
     check_shapes,
@@ -66,6 +68,9 @@ class GaussianPosterior:
             one of its kinds.
     """
 
+    fisher = staticmethod(diagonal_fisher)
+    """The Fisher for :meth:`update`."""
+
     def __init__(self, prior_variance: float = 1.0, prior_mean: PriorMean = "zero") -> None:
         positive(prior_variance=prior_variance)
         one_of(PriorMean, prior_mean=prior_mean)
@@ -109,7 +114,7 @@ class GaussianPosterior:
                 :meth:`load_state_dict`, if a parameter with known elements is missing or not at
                 the posterior's mean.
         """
-        before, self._tensors = self._tensors, self._aligned(parameters)
+        before, self._tensors = self._tensors, _aligned(self, parameters)
         self._just_loaded = False
         return before is not self._tensors
 
@@ -189,7 +194,7 @@ class GaussianPosterior:
         fraction(gamma=gamma)
         at_least(1, n_samples=n_samples)
         check_update(parameters, fisher, active)
-        prior_mean, mean, precision, known = self._aligned(parameters)
+        prior_mean, mean, precision, known = _aligned(self, parameters)
         known = {n: k | active[n] if n in active else k for n, k in known.items()}
         mean = {n: torch.where(known[n], parameters[n], m) for n, m in mean.items()}
         prior_precision = 1 / self.prior_variance
@@ -212,12 +217,24 @@ class GaussianPosterior:
             TypeError: if ``generator`` is something else.
         """
         generator_or_none(generator=generator)
-        draw = {}
-        for name, mean in self.mean.items():
-            device = mean.device if generator is None else generator.device
-            noise = torch.randn(mean.shape, generator=generator, device=device, dtype=mean.dtype)
-            draw[name] = mean + noise.to(mean.device) * self.precision[name].rsqrt()
-        return draw
+        return {
+            name: mean + standard_normal(mean, generator) * self.precision[name].rsqrt()
+            for name, mean in self.mean.items()
+        }
+
+    def output_variance(
+        self,
+        model: nn.Module,
+        x: Any,
+        task_label: int | None = None,
+        is_needed: Callable[[Tensor], Tensor] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Outputs of a model at the mean, and the variances of its linearisation, both (B, …).
+
+        See :func:`~avalanche_hnet.core.fisher.output_variance.output_variance`.
+        """
+        variances = {name: p.reciprocal() for name, p in self.precision.items()}
+        return output_variance(model, variances, x, task_label, is_needed)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything there is to know, in dictionaries of tensors, for ``torch.save``."""
@@ -242,11 +259,18 @@ class GaussianPosterior:
         self._tensors = GaussianTensors(*({n: of[n].clone() for n in names} for of in fields))
         self._just_loaded = True
 
-    def _aligned(self, parameters: Mapping[str, Tensor]) -> GaussianTensors:
-        """The tensors for these parameters, with the errors of :meth:`align`."""
-        check_shapes(self.mean, parameters)
-        if self._just_loaded:
-            check_loaded(self.mean, self.known, parameters)
-        return self._tensors.aligned(
-            parameters, self.prior_variance, self._prior_mean_kind == "initial"
-        )
+
+def _aligned(posterior: GaussianPosterior, parameters: Mapping[str, Tensor]) -> GaussianTensors:
+    """The tensors for these parameters, with the errors of :meth:`GaussianPosterior.align`."""
+    check_shapes(posterior.mean, parameters)
+    if posterior._just_loaded:
+        check_loaded(posterior.mean, posterior.known, parameters)
+    at_initial = posterior._prior_mean_kind == "initial"
+    return posterior._tensors.aligned(parameters, posterior.prior_variance, at_initial)
+
+
+def standard_normal(like: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Independent draws from N(0, 1), made on the generator's device."""
+    device = like.device if generator is None else generator.device
+    noise = torch.randn(like.shape, generator=generator, device=device, dtype=like.dtype)
+    return noise.to(like.device)

@@ -83,6 +83,11 @@ def follows_gradient(optimizer: Optimizer) -> bool:
     return type(optimizer) in (SGD, RAdam)
 
 
+def has_one_rate(optimizer: Optimizer) -> bool:
+    """Whether all elements of a parameter have the same step size, whatever their gradients."""
+    return type(optimizer) is SGD and is_known(optimizer)
+
+
 def is_known(optimizer: Optimizer) -> bool:
     """Whether :func:`step_size` knows the optimizer's step, its options included."""
     return type(optimizer) in _RULES and not any(

@@ -1,0 +1,127 @@
+"""The penalty of a Kronecker-factored posterior, as a function of a network's parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from avalanche_hnet.core.common.quadratic import Quadratic
+from avalanche_hnet.core.common.value_with_gradient import value_with_gradient
+from avalanche_hnet.core.posterior.layer_products import LayerProducts
+
+
+@dataclass(frozen=True, eq=False)
+class LayerTerm:
+    """½ s [⟨D, Σ_k G_k D A_k⟩ + Σ p_i D_i²], D = W − W* where that is known and 0 elsewhere.
+
+    Attributes:
+        layer: A and G.
+        names: of the layer's parameters that take part.
+        centre: W* (K, O, I).
+        precision: p, one number or (K, O, I): 1/σ², and what is known by element alone.
+        known: mask (K, O, I) of what takes part, or None for all.
+        factor: s.
+    """
+
+    layer: LayerProducts
+    names: tuple[str, ...]
+    centre: Tensor
+    precision: float | Tensor
+    known: Tensor | None
+    factor: float
+
+    def deviation(self, parameters: Mapping[str, Tensor], skip: Container[str] = ()) -> Tensor:
+        """D (K, O, I), in the centre's type; zero for the names in ``skip``."""
+        layout = self.layer.layout
+        deviation = layout.matrices(parameters).to(self.centre.dtype) - self.centre
+        if self.known is not None:
+            deviation = deviation.where(self.known, 0)
+        if any(name in skip for name in self.names):
+            kept = {
+                n: torch.full_like(parameters[n], n not in skip, dtype=torch.bool)
+                for n in layout.names
+            }
+            deviation = deviation.where(layout.matrices(kept), 0)
+        return deviation
+
+    def gradient(self, deviation: Tensor) -> Tensor:
+        """s (Σ_k G_k D A_k + p ∘ D) where that is known: (K, O, I)."""
+        added, beta = deviation, self.factor
+        if isinstance(self.precision, Tensor):
+            added = deviation * self.precision
+        else:
+            beta *= self.precision
+        gradient = self.layer.times(deviation, added, beta, self.factor)
+        return gradient if self.known is None else gradient.where(self.known, 0)
+
+
+class KroneckerTerm:
+    """The sum of :class:`LayerTerm` over layers and of a :class:`Quadratic` for the rest.
+
+    Value and gradient come out of the same products: two products of matrices for each layer and
+    each A ⊗ G.
+
+    Attributes:
+        layers: the layers.
+        rest: of parameters that belong to none of these.
+    """
+
+    def __init__(self, layers: Sequence[LayerTerm], rest: Quadratic) -> None:
+        self.layers = [*layers]
+        self.rest = rest
+
+    @property
+    def names(self) -> list[str]:
+        """Of the parameters that take part."""
+        return [*self.rest.names, *(name for layer in self.layers for name in layer.names)]
+
+    def __call__(self, parameters: Mapping[str, Tensor], skip: Container[str] = ()) -> Tensor:
+        """The value at ``parameters``, a scalar that can be differentiated once.
+
+        Args:
+            parameters: φ by name, of which all that take part are needed.
+            skip: names of parameters that are left out, as if they stood at the mean.
+        """
+        names = [name for name in self.names if name not in skip]
+        if not names:
+            return torch.zeros(())
+        if not torch.is_grad_enabled():
+            value = self.rest(parameters, skip)
+            for layer in self._without(skip):
+                deviation = layer.deviation(parameters, skip)
+                value = value.to(deviation.device) + _half_dot(deviation, layer.gradient(deviation))
+            return value
+        # A layer's matrix has both weight and bias, even where one of them takes no part.
+        in_layers = {name for layer in self.layers for name in layer.layer.layout.names}
+        constant = {name: parameters[name].detach() for name in in_layers.difference(names)}
+        compute = partial(self._value_and_gradients, names, constant, skip)
+        return value_with_gradient(compute, [parameters[name] for name in names])
+
+    def _without(self, skip: Container[str]) -> list[LayerTerm]:
+        return [layer for layer in self.layers if not all(n in skip for n in layer.names)]
+
+    def _value_and_gradients(
+        self,
+        names: Sequence[str],
+        constant: Mapping[str, Tensor],
+        skip: Container[str],
+        tensors: Sequence[Tensor],
+    ) -> tuple[Tensor, list[Tensor]]:
+        parameters = {**constant, **dict(zip(names, tensors, strict=True))}
+        rest = self.rest.without(skip)
+        value, gradients = rest.value_and_gradients([parameters[n] for n in rest.names])
+        by_name = dict(zip(rest.names, gradients, strict=True))
+        for layer in self._without(skip):
+            deviation = layer.deviation(parameters, skip)
+            gradient = layer.gradient(deviation)
+            value = value.to(deviation.device) + _half_dot(deviation, gradient)
+            by_name |= layer.layer.layout.tensors(gradient)
+        return value, [by_name[name].contiguous() for name in names]
+
+
+def _half_dot(left: Tensor, right: Tensor) -> Tensor:
+    return left.flatten().dot(right.flatten()) / 2

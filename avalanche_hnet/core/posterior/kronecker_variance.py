@@ -1,0 +1,135 @@
+"""Variances of a network's outputs under a Kronecker-factored posterior."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from avalanche_hnet.core.common.evaluation import usable
+from avalanche_hnet.core.common.samples import Samples, as_samples
+from avalanche_hnet.core.fisher.by_loop import ByLoop
+from avalanche_hnet.core.fisher.by_vmap import ByVmap
+from avalanche_hnet.core.fisher.kronecker_rules import kronecker_rule
+from avalanche_hnet.core.fisher.layer_rows import LayerRows, Rows
+from avalanche_hnet.core.fisher.layer_rules import FisherRule, gradients_of_table
+from avalanche_hnet.core.fisher.methods import at_least_single
+from avalanche_hnet.core.fisher.one_task import OneTask
+from avalanche_hnet.core.fisher.output_variance import (
+    output_variance,
+    samples_at_a_time,
+    units_of,
+)
+from avalanche_hnet.core.fisher.squared_gradients import SquaredGradients, Squares
+from avalanche_hnet.core.posterior.layer_covariance import LayerCovariance
+
+# At most so many numbers of gradients of samples are held at a time (64 MiB of float32).
+_BUDGET = 2**24
+
+
+def kronecker_output_variance(
+    model: nn.Module,
+    layers: Mapping[str, LayerCovariance],
+    variances: Mapping[str, Tensor],
+    x: Any,
+    task_label: int | None = None,
+    is_needed: Callable[[Tensor], Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Outputs f(x) and the diagonal of J Σ Jᵀ, J their Jacobian by weights of covariance Σ.
+
+    The gradient of a sample by a layer, Σ_r g_r a_rᵀ, becomes Σ_r (U_Gᵀ g_r) (U_Aᵀ a_r)ᵀ in the
+    layer's eigenbasis, where Σ is diagonal. So the layer's inputs are rotated once and the
+    gradients by its outputs once for each output unit, by the Kronecker rules of layers; where
+    these do not hold (:class:`SquaredGradients`), the gradients of single samples are rotated.
+
+    Args:
+        model: in evaluation mode; called with ``(x)``, or ``(x, task_label)`` if that is given.
+        layers: Σ of layers, by their names.
+        variances: Σ of other parameters by name, which those of ``layers`` are left out of.
+        x: B inputs, in dimension 0 of a tensor or of each tensor of a structure.
+        task_label: of all inputs.
+        is_needed: from the outputs to a mask of output units, flattened (U,); the variance of the
+            others is left at zero. All by default.
+
+    Returns:
+        Outputs and variances, both (B, …), without gradients.
+    """
+    in_layers = {name for covariance in layers.values() for name in covariance.layout.names}
+    rest = {name: v for name, v in variances.items() if name not in in_layers}
+    x = as_samples(x)
+    outputs, variance = output_variance(model, rest, x, task_label, is_needed)
+    if not layers or len(x) == 0:
+        return outputs, variance
+    with torch.inference_mode(False), torch.enable_grad():
+        x, total = usable(x), at_least_single(usable(variance))
+        names = {name: p for name, p in model.named_parameters() if name in in_layers}
+        rows = _rows_of(model, layers)
+        rules = {prefix: of_layer.squares for prefix, of_layer in rows.items()}
+        method = SquaredGradients(model, names, x, task_label, rules)
+        # A sample alone is given twice, since models may drop the dimension of the samples.
+        alone = OneTask(model, names, task_label, in_pairs=True)
+        n_weights = sum(p.numel() for p in names.values())
+        step = len(x) if method.choice.is_plain else max(1, _BUDGET // max(1, n_weights))
+        for start in range(0, len(x), step):
+            part = slice(start, start + step)
+            _Batch.of(method, alone, layers, rows, x[part]).add_to(total[part], is_needed)
+    return outputs, total.to(outputs.dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class _Batch:
+    """Some samples, with the layers' ways to their share of the variances.
+
+    Attributes:
+        outputs: (B, …).
+        squares: calls rules with the layers' inputs and gradients.
+        by_rule: covariances and rules of the layers whose rules hold here, by name.
+        others: covariances of the others.
+        by_sample: gets the gradients of the others, of one sample after the other or of several.
+    """
+
+    outputs: Tensor
+    squares: Squares
+    by_rule: Mapping[str, tuple[LayerCovariance, LayerRows]]
+    others: Sequence[LayerCovariance]
+    by_sample: Sequence[PerSample]
+
+    @classmethod
+    def of(
+        cls,
+        method: SquaredGradients,
+        alone: OneTask,
+        layers: Mapping[str, LayerCovariance],
+        rows: Mapping[str, LayerRows],
+        x: Tensor | Samples,
+    ) -> _Batch:
+        outputs, squares = method.forward(x)
+        choice = method.choice
+        trusted = {
+            prefix: (covariance, rows[prefix])
+            for prefix, covariance in layers.items()
+            if prefix in rows and choice.by_rule.issuperset(covariance.layout.names)
+        }
+        others = [covariance for prefix, covariance in layers.items() if prefix not in trusted]
+        names = [name for covariance in others for name in covariance.layout.names]
+        by_vmap = [name for name in names if name in choice.by_vmap]
+        if len(by_vmap) == len(names):  # a layer's gradients are needed together
+            return cls(outputs, squares, trusted, others, [ByVmap(names, alone, x)])
+        return cls(outputs, squares, trusted, others, [ByLoop(names, alone, x)])
+
+    def add_to(self, variance: Tensor, is_needed: Callable[[Tensor], Tensor] | None) -> None:
+        """Add the layers' share to variances (B, …)."""
+        n_samples, flat = len(self.outputs), variance.flatten(1)
+        needed = range(self.outputs[0].numel())
+        if is_needed is not None:
+            needed = is_needed(self.outputs).nonzero()[:, 0].tolist()
+        for unit in needed:
+            factor = torch.zeros_like(self.outputs)
+            factor.view(n_samples, -1)[:, unit] = 1
+            flat[:, unit] += self._of_unit(factor)
+
+    def _of_unit(self, factor: Tensor) -> Tensor:
+        total = factor.new_zeros(len(factor))
