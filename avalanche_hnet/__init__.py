@@ -4,6 +4,13 @@ from avalanche_hnet.core.common.likelihoods import Bernoulli, Categorical, Gauss
 from avalanche_hnet.core.common.logits import logits_of
 from avalanche_hnet.core.common.task_statistics import TaskStatistics
 from avalanche_hnet.core.fisher.diagonal import diagonal_fisher
+from avalanche_hnet.core.fisher.kronecker import kronecker_factors
+from avalanche_hnet.core.fisher.kronecker_layer import (
+    KroneckerFactor,
+    KroneckerFisher,
+    LayerLayout,
+)
+from avalanche_hnet.core.fisher.kronecker_rules import register_kronecker_rule
 from avalanche_hnet.core.fisher.layer_rules import register_fisher_rule
 from avalanche_hnet.core.hypernetworks.chunked import ChunkedHyperNetwork
 from avalanche_hnet.core.hypernetworks.network import HyperNetwork
@@ -43,6 +50,9 @@ __all__ = [
     "HypernetTemplate",
     "InMemoryPlugin",
     "Jacobian",
+    "KroneckerFactor",
+    "KroneckerFisher",
+    "LayerLayout",
     "Likelihood",
     "OutputRegularizer",
     "PriorEWCPlugin",
@@ -56,9 +66,11 @@ __all__ = [
     "active_elements",
     "diagonal_fisher",
     "fresh_optimizer",
+    "kronecker_factors",
     "logits_of",
     "optimizer_step",
     "predict",
     "register_fisher_rule",
+    "register_kronecker_rule",
     "sgd_step",
 ]

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from avalanche_hnet.core.fisher.layer_rows import LayerRows
 from avalanche_hnet.core.fisher.layer_rules import FisherRule
 from avalanche_hnet.core.fisher.methods import ByName, at_least_single
 from avalanche_hnet.core.fisher.one_task import full_name, names_in
-from avalanche_hnet.core.fisher.recording import Recording
+from avalanche_hnet.core.fisher.recording import Call, Recording
 
 
 class NotDifferentiableError(Exception):
@@ -46,6 +47,16 @@ class ByRule:
         """See :class:`Method`."""
         return self._scaled_squares(factor, None)
 
+    def gradients(self, factor: Tensor) -> ByName:
+        """Σ_n J_nᵀ c_n, by name, of the layers with a Kronecker rule."""
+        total: ByName = {}
+        for call, inputs, gradient in self._calls(factor):
+            rows = self.rules[call.prefix]
+            if isinstance(rows, LayerRows):
+                of_call = rows.gradients(call.layer, inputs, gradient)
+                total |= {full_name(call.prefix, name): sums for name, sums in of_call.items()}
+        return {name: total[name] for name in total if name in self.names}
+
     def add_weighted(self, total: Tensor, weights: Mapping[str, Tensor], factor: Tensor) -> None:
         """See :class:`Method`.
 
@@ -67,6 +78,18 @@ class ByRule:
     def _scaled_squares(self, factor: Tensor, scale: Tensor | None) -> ByName:
         """The squares of gradients that are multiplied by ``scale`` (B,) first, if it is given."""
         total: ByName = {}
+        for call, inputs, gradient in self._calls(factor):
+            if scale is not None:
+                gradient = gradient * scale.view(-1, *[1] * (gradient.dim() - 1))
+            rule = self.rules[call.prefix]
+            for name, square in rule(call.layer, inputs, gradient).items():
+                name = full_name(call.prefix, name)
+                if name in self.names:
+                    total[name] = total[name] + square if name in total else square
+        return total
+
+    def _calls(self, factor: Tensor) -> Iterator[tuple[Call, Tensor, Tensor]]:
+        """The calls of the parameters' layers, with their inputs and output gradients."""
         wanted = {
             call.prefix
             for call in self.recording.calls
@@ -76,11 +99,4 @@ class ByRule:
             gradient, inputs = at_least_single(gradient), call.inputs
             if inputs.is_floating_point():
                 inputs = inputs.to(gradient.dtype)
-            if scale is not None:
-                gradient = gradient * scale.view(-1, *[1] * (gradient.dim() - 1))
-            rule = self.rules[call.prefix]
-            for name, square in rule(call.layer, inputs, gradient).items():
-                name = full_name(call.prefix, name)
-                if name in self.names:
-                    total[name] = total[name] + square if name in total else square
-        return total
+            yield call, inputs, gradient

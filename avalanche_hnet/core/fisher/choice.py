@@ -172,10 +172,13 @@ def _wrong(
 ) -> set[str]:
     try:
         by_rule = ByRule(names, rules, trial.outputs, trial.recording)
-        squares = by_rule.squares(trial.factor)
+        squares, sums = by_rule.squares(trial.factor), by_rule.gradients(trial.factor)
     except Exception:  # a rule meets inputs that it was not written for
         return set(names)
-    return trial.disagreeing(names, squares, layer_of if by_layer else None)
+    of_layer = layer_of if by_layer else None
+    return trial.disagreeing(names, squares, of_layer) | trial.disagreeing_sums(
+        sums, task, of_layer
+    )
 
 
 def layer_of(name: str) -> str:

@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal, get_args
+from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from avalanche_hnet.core.common.evaluation import undisturbed, usable
-from avalanche_hnet.core.common.likelihoods import Categorical, Gaussian, Likelihood
-from avalanche_hnet.core.common.samples import Samples, as_samples
-from avalanche_hnet.core.common.structures import described
-from avalanche_hnet.core.common.task_labels import takes_task_labels
-from avalanche_hnet.core.fisher.methods import at_least_single
-from avalanche_hnet.core.fisher.squared_gradients import SquaredGradients
-from avalanche_hnet.core.fisher.trial import N_TRIAL
-
-FisherKind = Literal["empirical", "sampled", "exact"]
-
-# In batches that are mappings: as Hugging Face and as Avalanche name them.
-_TARGETS, _TASK_LABELS = "labels", "targets_task_labels"
+from avalanche_hnet.core.common.evaluation import undisturbed
+from avalanche_hnet.core.common.likelihoods import Likelihood
+from avalanche_hnet.core.fisher.batches import random_subset
+from avalanche_hnet.core.fisher.options import FisherKind, FisherOptions
+from avalanche_hnet.core.fisher.sums import fisher_sums, wanted_parameters
 
 
 def diagonal_fisher(
@@ -77,114 +69,10 @@ def diagonal_fisher(
             parameters that require grad, or one whose output for a sample depends on the other
             samples of the batch.
     """
-    if kind not in get_args(FisherKind):
-        raise ValueError(f"kind must be one of {get_args(FisherKind)}, got {kind!r}")
-    if max_samples is not None and (not isinstance(max_samples, int) or max_samples < 1):
-        raise ValueError(f"max_samples must be an integer of at least 1, got {max_samples}")
-    if likelihood is not None and not isinstance(likelihood, Likelihood):
-        raise TypeError(f"likelihood must be a Likelihood, got {likelihood!r}")
-    parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
-    if not parameters:
-        raise ValueError("model has no parameter that requires grad, so it has no Fisher")
-
-    device = next(iter(parameters.values())).device
-    n_samples = 0
-    gradients: dict[tuple[int | None, int, tuple[Any, ...]], SquaredGradients] = {}
+    options = FisherOptions(likelihood, kind, max_samples, generator)
+    parameters = wanted_parameters(model)
     with undisturbed(model), torch.inference_mode(False), torch.enable_grad():
-        batches = (_columns(batch) for batch in batches)
-        fisher = {n: at_least_single(torch.zeros_like(p.detach())) for n, p in parameters.items()}
         if max_samples is not None:
-            batches = _random_subset(batches, max_samples, generator)
-        for batch in batches:
-            for x, y, labels in _single_task_batches(model, batch, device):
-                label = None if labels is None else int(labels[0])
-                inputs = (label, min(len(x), N_TRIAL), x.shape[1:])
-                if inputs not in gradients:
-                    gradients[inputs] = SquaredGradients(model, parameters, x, labels)
-                outputs, squares = gradients[inputs].forward(x)
-                for factor in _fisher_factors(outputs, y, likelihood, kind, generator):
-                    for name, square in squares(factor).items():
-                        fisher[name] += square
-                n_samples += len(x)
-        if n_samples == 0:
-            raise ValueError("batches must yield at least one sample, got none")
-        return {name: total / n_samples for name, total in fisher.items()}
-
-
-def _fisher_factors(
-    outputs: Tensor,
-    targets: Tensor,
-    likelihood: Likelihood | None,
-    kind: FisherKind,
-    generator: torch.Generator | None,
-) -> Iterator[Tensor]:
-    """Tensors c_k (B, …) such that the Fisher of sample n is Σ_k (J_nᵀ c_kn)²."""
-    if likelihood is None:
-        likelihood = Gaussian() if targets.is_floating_point() else Categorical()
-    counted = None if kind == "empirical" else likelihood.counted(outputs, targets)
-    if kind == "exact":
-        for factor in likelihood.fisher_factors(outputs):
-            yield factor if counted is None else factor * counted
-        return
-    if kind == "sampled":
-        targets = likelihood.sample(outputs, generator)
-    outputs = outputs.requires_grad_()
-    gradient = torch.autograd.grad(likelihood.nll(outputs, targets).sum(), outputs)[0]
-    yield gradient if counted is None else gradient * counted
-
-
-def _single_task_batches(
-    model: nn.Module, batch: Sequence[Any], device: torch.device
-) -> Iterator[tuple[Tensor | Samples, Tensor, Tensor | None]]:
-    """The batch as ``(x, y, task_labels)``, split by task if the model takes task labels."""
-    x, y = usable(batch[0].to(device)), usable(batch[1].to(device))
-    if len(x) == 0:
-        return
-    if len(batch) == 2 or not takes_task_labels(model):
-        yield x, y, None
-        return
-    labels = batch[-1].to(device)
-    for label in labels.unique():
-        chosen = labels == label
-        yield x[chosen], y[chosen], labels[chosen]
-
-
-def _columns(batch: Any) -> list[Any]:
-    """``[x, y]`` or ``[x, y, task_labels]`` of a batch."""
-    if isinstance(batch, Mapping) and _TARGETS in batch:
-        names = [name for name in (_TARGETS, _TASK_LABELS) if name in batch]
-        x = {name: values for name, values in batch.items() if name not in names}
-        return [as_samples(x), *(batch[name] for name in names)]
-    if isinstance(batch, Mapping) or not isinstance(batch, (tuple, list)) or len(batch) < 2:
-        raise ValueError(
-            "batches must yield (x, y) or (x, y, ..., task_labels), or mappings with the targets "
-            f"under {_TARGETS!r}, got {described(batch)}"
-        )
-    return [as_samples(batch[0]), batch[1], *batch[2:][-1:]]
-
-
-def _random_subset(
-    batches: Iterable[Sequence[Any]], size: int, generator: torch.Generator | None
-) -> Iterator[Sequence[Any]]:
-    """One pass over ``batches`` that keeps the ``size`` samples with the smallest random keys."""
-    # Samples that were padded in another way have other shapes, and stay apart.
-    kept: dict[tuple[Any, ...], tuple[Tensor, list[Any]]] = {}
-    step = 1
-    for batch in batches:
-        step = max(step, len(batch[0]))
-        device = torch.device("cpu") if generator is None else generator.device
-        drawn = torch.rand(len(batch[0]), generator=generator, device=device, dtype=torch.float64)
-        shape = tuple(values.shape[1:] for values in batch)
-        keys, values = kept.get(shape, (drawn[:0].cpu(), [v[:0] for v in batch]))
-        keys = torch.cat([keys, drawn.cpu()])
-        kept[shape] = keys, [torch.cat(pair) for pair in zip(values, batch, strict=True)]
-        every_key = torch.cat([keys for keys, _ in kept.values()])
-        if len(every_key) > size:
-            last = every_key.topk(size, largest=False).values.max()
-            kept = {s: _chosen(keys <= last, keys, values) for s, (keys, values) in kept.items()}
-    for _, tensors in kept.values():
-        yield from zip(*(values.split(step) for values in tensors), strict=True)
-
-
-def _chosen(mask: Tensor, keys: Tensor, tensors: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-    return keys[mask], [values[mask.to(values.device)] for values in tensors]
+            batches = random_subset(batches, max_samples, generator)
+        sums = fisher_sums(model, parameters, batches, options)
+        return {name: total / sums.n_samples for name, total in sums.squares.items()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -67,7 +67,7 @@ class LayerLayout:
         return self.groups, len(weight) // self.groups, n_inputs + (self.bias is not None)
 
 
-def layout_of(prefix: str, layer: nn.Module, names: Mapping[str, object]) -> LayerLayout | None:
+def layout_of(prefix: str, layer: nn.Module, names: Container[str]) -> LayerLayout | None:
     """How a layer's parameters make up matrices, or None if they do not.
 
     It takes a weight (K·O, I…), K the layer's ``groups`` (1 if it has none), and may take a bias

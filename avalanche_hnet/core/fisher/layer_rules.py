@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from avalanche_hnet.core.fisher.registry import registering, rule_of
+
 FisherRule = Callable[[nn.Module, Tensor, Tensor], dict[str, Tensor]]
 
 # Per-sample gradients are formed for at most so many numbers at a time (16 MiB of float32).
@@ -36,25 +38,12 @@ def register_fisher_rule(
     name, tensors of the parameters' shapes: Σ_n (∂ℓ_n/∂θ)² over the samples n in dimension 0.
     :func:`predict` differentiates it by the output gradients.
     """
-    for layer_type in layer_types:
-        if not (isinstance(layer_type, type) and issubclass(layer_type, nn.Module)):
-            raise TypeError(f"layer_types must be subclasses of nn.Module, got {layer_type!r}")
-
-    def register(rule: FisherRule) -> FisherRule:
-        for layer_type in layer_types:
-            _rules[layer_type] = rule
-        return rule
-
-    return register
+    return registering(_rules, layer_types)
 
 
 def fisher_rule(layer: nn.Module) -> FisherRule | None:
     """The rule of the layer's type, or of the base class whose ``forward`` it inherits."""
-    for layer_type in type(layer).__mro__:
-        if layer_type in _rules:
-            same = type(layer).forward is layer_type.forward
-            return _rules[layer_type] if same else None
-    return None
+    return rule_of(_rules, layer)
 
 
 def layers_with_rules(model: nn.Module) -> dict[str, FisherRule]:
@@ -76,7 +65,7 @@ def linear(layer: nn.Module, inputs: Tensor, grads: Tensor) -> dict[str, Tensor]
         return {"weight": squares.T @ inputs.square(), "bias": squares.sum(0)}
     sequences, grads = inputs.flatten(1, -2), grads.flatten(1, -2)
     return {
-        "weight": _squared_products(grads.transpose(1, 2), sequences),
+        "weight": squared_products(grads.transpose(1, 2), sequences),
         "bias": grads.sum(1).square().sum(0),
     }
 
@@ -85,16 +74,15 @@ def linear(layer: nn.Module, inputs: Tensor, grads: Tensor) -> dict[str, Tensor]
 def convolution(layer: nn.Module, inputs: Tensor, grads: Tensor) -> dict[str, Tensor]:
     """Gradient of a sample: output gradients times the input patches under the kernel."""
     assert isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
-    mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
-    padded = F.pad(inputs, layer._reversed_padding_repeated_twice, mode=mode)
+    padded = padded_for(layer, inputs)
     groups, n_patches = layer.groups, prod(grads.shape[2:])
     patch_size = prod(layer.kernel_size) * layer.in_channels // groups
     step = max(1, _BUDGET // (groups * patch_size * n_patches))
     weight = grads.new_zeros(groups, layer.out_channels // groups, patch_size)
     for x, g in zip(padded.split(step), grads.split(step), strict=True):
-        patches = _patches(x, layer).reshape(len(x), groups, patch_size, n_patches)
+        patches = patches_of(x, layer).reshape(len(x), groups, patch_size, n_patches)
         g = g.reshape(len(g), groups, -1, n_patches)
-        weight = weight + _squared_products(g, patches.transpose(2, 3))
+        weight = weight + squared_products(g, patches.transpose(2, 3))
     weight = weight.view_as(layer.weight)
     return {"weight": weight, "bias": grads.flatten(2).sum(2).square().sum(0)}
 
@@ -103,18 +91,35 @@ def convolution(layer: nn.Module, inputs: Tensor, grads: Tensor) -> dict[str, Te
 def embedding(layer: nn.Module, inputs: Tensor, grads: Tensor) -> dict[str, Tensor]:
     """Gradient of a sample and row: the sum of output gradients where the row was looked up."""
     assert isinstance(layer, nn.Embedding)
-    n_rows = layer.num_embeddings
-    sample = torch.arange(len(inputs), device=inputs.device).view(-1, *[1] * (inputs.dim() - 1))
-    pairs, position = torch.unique(sample * n_rows + inputs, return_inverse=True)
-    per_sample = grads.new_zeros(len(pairs), layer.embedding_dim)
-    per_sample.index_add_(0, position.flatten(), grads.reshape(-1, layer.embedding_dim))
+    rows, per_sample, counts = gradients_of_table(inputs, grads, layer.num_embeddings)
     if layer.scale_grad_by_freq:
-        per_sample /= torch.bincount(position.flatten(), minlength=len(pairs))[:, None]
+        per_sample /= counts[:, None]
     weight = grads.new_zeros(layer.weight.shape)
-    weight.index_add_(0, pairs % n_rows, per_sample.square_())
+    weight.index_add_(0, rows, per_sample.square_())
     if layer.padding_idx is not None:
         weight[layer.padding_idx] = 0
     return {"weight": weight}
+
+
+def gradients_of_table(inputs: Tensor, grads: Tensor, n_rows: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of samples by the rows of a table that they look up.
+
+    Args:
+        inputs: numbers of rows, (B, …).
+        grads: gradients of the rows that were looked up, (B, …, E).
+        n_rows: of the table.
+
+    Returns:
+        For each pair of a sample and one of its rows: the row's number, the sum of its gradients
+        (E,), and how often the sample looks it up.
+    """
+    sample = torch.arange(len(inputs), device=inputs.device).view(-1, *[1] * (inputs.dim() - 1))
+    pairs, position, counts = torch.unique(
+        sample * n_rows + inputs, return_inverse=True, return_counts=True
+    )
+    per_sample = grads.new_zeros(len(pairs), grads.shape[-1])
+    per_sample.index_add_(0, position.flatten(), grads.reshape(-1, grads.shape[-1]))
+    return pairs % n_rows, per_sample, counts
 
 
 @register_fisher_rule(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -155,7 +160,7 @@ def _channel_affine(normalised: Tensor, grads: Tensor) -> dict[str, Tensor]:
     }
 
 
-def _squared_products(left: Tensor, right: Tensor) -> Tensor:
+def squared_products(left: Tensor, right: Tensor) -> Tensor:
     """Σ_n (left_n right_n)², for (N, …, O, S) and (N, …, S, I), in bounded memory."""
     shape = (*left.shape[1:-1], right.shape[-1])
     total = left.new_zeros(shape)
@@ -176,7 +181,13 @@ def _squared_products(left: Tensor, right: Tensor) -> Tensor:
     return total
 
 
-def _patches(padded: Tensor, layer: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> Tensor:
+def padded_for(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d, inputs: Tensor) -> Tensor:
+    """The inputs (B, C, …) with the layer's padding."""
+    mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+    return F.pad(inputs, layer._reversed_padding_repeated_twice, mode=mode)
+
+
+def patches_of(padded: Tensor, layer: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> Tensor:
     """Views of what the kernel sees: (B, C, kernel…, output…)."""
     spatial = len(layer.kernel_size)
     windows = padded

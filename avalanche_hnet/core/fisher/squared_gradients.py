@@ -6,12 +6,14 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Set
 from functools import partial
+from typing import Protocol
 
 from torch import Tensor, nn
 
 from avalanche_hnet.core.common.samples import Samples
 from avalanche_hnet.core.fisher.alignment import active_rows, random_factor
 from avalanche_hnet.core.fisher.batch_statistics import refuse_batch_statistics
+from avalanche_hnet.core.fisher.by_loop import ByLoop
 from avalanche_hnet.core.fisher.by_rule import ByRule, NotDifferentiableError
 from avalanche_hnet.core.fisher.by_vmap import ByVmap
 from avalanche_hnet.core.fisher.choice import (
@@ -21,11 +23,26 @@ from avalanche_hnet.core.fisher.choice import (
     one_by_one,
     start,
 )
-from avalanche_hnet.core.fisher.layer_rules import layers_with_rules
-from avalanche_hnet.core.fisher.methods import ByName, Method, at_least_single
+from avalanche_hnet.core.fisher.layer_rules import FisherRule, layers_with_rules
+from avalanche_hnet.core.fisher.methods import ByName, at_least_single
 from avalanche_hnet.core.fisher.one_task import OneTask
 from avalanche_hnet.core.fisher.recording import Recording, record
 from avalanche_hnet.core.fisher.soundness import unsound
+
+
+class Squares(Protocol):
+    """A function from c, of the outputs' shape, to Σ_n (J_nᵀ c_n)² by name."""
+
+    def __call__(
+        self, factor: Tensor, instead: Mapping[str, FisherRule] | None = None, /
+    ) -> ByName:
+        """The squares.
+
+        Args:
+            factor: c.
+            instead: rules by the names of layers, called once in place of those that were tried,
+                for what they do with the layer's inputs and gradients.
+        """
 
 
 class SquaredGradients:
@@ -45,6 +62,7 @@ class SquaredGradients:
         x: the first batch, samples in dimension 0.
         labels: task labels of ``x``, one and the same for all samples: (B,), or one number with
             which the model is called then, or None.
+        rules: of layers, by name; by default those of :func:`register_fisher_rule`.
 
     Attributes:
         choice: which parameters go by which method, as far as the batches so far have shown.
@@ -59,18 +77,19 @@ class SquaredGradients:
         parameters: Mapping[str, nn.Parameter],
         x: Tensor | Samples,
         labels: Tensor | int | None,
+        rules: Mapping[str, FisherRule] | None = None,
     ) -> None:
         refuse_batch_statistics(model)
         label = labels[:1] if isinstance(labels, Tensor) else labels
-        self._rules = layers_with_rules(model)
+        self._rules = layers_with_rules(model) if rules is None else rules
         first = start(OneTask(model, parameters, label), self._rules, x)
         self._task, self._dtype = first.task, first.dtype
         self._tried = set(first.tried)
         self._aligned = set(first.aligned)
         self.choice = _announced(first.choice)
 
-    def forward(self, x: Tensor | Samples) -> tuple[Tensor, Callable[[Tensor], ByName]]:
-        """Outputs (B, …), and a function from c (of their shape) to Σ_n (J_nᵀ c_n)² by name."""
+    def forward(self, x: Tensor | Samples) -> tuple[Tensor, Squares]:
+        """Outputs (B, …), and the function for their squared gradients."""
         outputs, recording = self._recorded(x)
         # No closure that calls itself: the graph would stay until garbage is collected.
         squares = partial(self._squares, x, outputs, recording)
@@ -87,17 +106,24 @@ class SquaredGradients:
         return _detached(outputs), partial(self._sums, x, weights, outputs, recording)
 
     def _squares(
-        self, x: Tensor | Samples, outputs: Tensor, recording: Recording, factor: Tensor
+        self,
+        x: Tensor | Samples,
+        outputs: Tensor,
+        recording: Recording,
+        factor: Tensor,
+        instead: Mapping[str, FisherRule] | None = None,
     ) -> ByName:
         by_name: ByName = {}
-        for method in self._methods(x, outputs, recording):
+        factor = factor.to(outputs.dtype)
+        rules = {**self._rules, **(instead or {})}
+        for method in self.choice.methods(self._task, rules, x, outputs, recording):
             try:
-                by_name |= method.squares(factor.to(outputs.dtype))
+                by_name |= method.squares(factor)
             except Exception:  # a way through the model that vmap has not met before
                 if not isinstance(method, ByVmap):
                     raise
                 self.choice = _announced(one_by_one(self.choice))
-                return self._squares(x, outputs, recording, factor)
+                by_name |= ByLoop(method.names, self._task, x).squares(factor)
         return by_name
 
     def _sums(
@@ -109,7 +135,7 @@ class SquaredGradients:
         factor: Tensor,
     ) -> Tensor:
         total = at_least_single(factor.new_zeros(len(x)))
-        for method in self._methods(x, outputs, recording):
+        for method in self.choice.methods(self._task, self._rules, x, outputs, recording):
             try:
                 method.add_weighted(total, weights, factor)
             except NotDifferentiableError as error:
@@ -152,11 +178,6 @@ class SquaredGradients:
 
     def _without_rules(self, names: Iterable[str], x: Tensor | Samples) -> Choice:
         return _announced(choose_again(self.choice, names, self._task, x, self._dtype))
-
-    def _methods(
-        self, x: Tensor | Samples, outputs: Tensor, recording: Recording
-    ) -> tuple[Method, ...]:
-        return self.choice.methods(self._task, self._rules, x, outputs, recording)
 
 
 def _detached(outputs: Tensor) -> Tensor:

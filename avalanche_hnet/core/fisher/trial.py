@@ -58,6 +58,30 @@ class Trial:
         """
         return {name for name in names if not self._agree(name, squares, layer_of)}
 
+    def disagreeing_sums(
+        self,
+        sums: ByName,
+        task: OneTask,
+        layer_of: Callable[[str], str] | None = None,
+    ) -> set[str]:
+        """Names in ``sums`` whose gradients, with signs and summed over samples, are wrong."""
+        if not sums:
+            return set()
+        chosen = [task.parameters[name] for name in sums]
+        truths = torch.autograd.grad(
+            self.outputs, chosen, self.factor, retain_graph=True, allow_unused=True
+        )
+        tolerance, rounding = tolerances(self.dtype)
+        wrong = set()
+        for (name, total), truth in zip(sums.items(), truths, strict=True):
+            error = total.abs() if truth is None else (total - truth.to_dense()).abs_()
+            if truth is not None:
+                error.sub_(truth.to_dense().abs(), alpha=tolerance)
+            limit = rounding * (len(self.x) * self._scale(name, layer_of)) ** 0.5
+            if error.numel() and not bool(error.max() <= limit):
+                wrong.add(name)
+        return wrong
+
     def active(self, names: Iterable[str]) -> set[str]:
         """Those that have gradients other than zero here."""
         return {name for name in names if self.largest.get(name, 0) > 0}
@@ -69,14 +93,18 @@ class Trial:
         truth = self.truth[name]
         if not truth.numel():
             return True
-        largest = self.largest[name]
-        if layer_of is not None:
-            layer = layer_of(name)
-            largest = max(s for n, s in self.largest.items() if layer_of(n) == layer)
+        largest = self._scale(name, layer_of)
         tolerance, rounding = tolerances(self.dtype)
         # |√s − √t| ≤ tolerance √t + rounding √largest, without the roots and up to a factor of 2.
         excess = (squares[name] - truth).abs_().sub_(truth, alpha=tolerance).max()
         return bool(excess <= rounding**2 * largest)
+
+    def _scale(self, name: str, layer_of: Callable[[str], str] | None) -> float:
+        """The largest square of the parameter or of its layer."""
+        if layer_of is None:
+            return self.largest.get(name, 0.0)
+        layer = layer_of(name)
+        return max((s for n, s in self.largest.items() if layer_of(n) == layer), default=0.0)
 
 
 def make_trial(task: OneTask, rules: Mapping[str, FisherRule], x: Tensor | Samples) -> Trial:

@@ -1,0 +1,119 @@
+"""The one pass over the data that every Fisher is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from avalanche_hnet.core.fisher.batches import single_task_batches
+from avalanche_hnet.core.fisher.kronecker_layer import KroneckerFactor
+from avalanche_hnet.core.fisher.kronecker_sums import KroneckerSums, WeightSharing
+from avalanche_hnet.core.fisher.layer_rows import LayerRows
+from avalanche_hnet.core.fisher.layer_rules import FisherRule, layers_with_rules
+from avalanche_hnet.core.fisher.methods import at_least_single
+from avalanche_hnet.core.fisher.options import FisherOptions, fisher_factors
+from avalanche_hnet.core.fisher.squared_gradients import SquaredGradients
+from avalanche_hnet.core.fisher.trial import N_TRIAL
+
+
+class UntrustedLayersError(Exception):
+    """Some layers' Kronecker rules do not hold in a batch.
+
+    Args:
+        prefixes: the layers' names.
+    """
+
+    def __init__(self, prefixes: frozenset[str]) -> None:
+        self.prefixes = prefixes
+        super().__init__(f"the Kronecker rules of {', '.join(sorted(prefixes))} do not hold")
+
+
+@dataclass(frozen=True, eq=False)
+class FisherSums:
+    """What all samples together give.
+
+    Attributes:
+        squares: sums of their squared gradients by parameters of no layer of ``factors``.
+        factors: averages, by the names of layers.
+        n_samples: how many they are.
+    """
+
+    squares: dict[str, Tensor]
+    factors: dict[str, KroneckerFactor]
+    n_samples: int
+
+
+def wanted_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Those that require grad, by name.
+
+    Raises:
+        ValueError: if there are none.
+    """
+    parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    if not parameters:
+        raise ValueError("model has no parameter that requires grad, so it has no Fisher")
+    return parameters
+
+
+def fisher_sums(
+    model: nn.Module,
+    parameters: Mapping[str, nn.Parameter],
+    batches: Iterable[Any],
+    options: FisherOptions,
+    layers: Mapping[str, LayerRows] | None = None,
+    weight_sharing: WeightSharing = "expand",
+) -> FisherSums:
+    """Go through the batches once.
+
+    Args:
+        model: in evaluation mode.
+        parameters: those that the Fisher is of, by name.
+        batches: see :func:`diagonal_fisher`.
+        options: which Fisher.
+        layers: those that get factors, by name; none by default.
+        weight_sharing: see :func:`kronecker_factors`.
+
+    Raises:
+        UntrustedLayersError: if a rule of ``layers`` does not hold in one of the batches.
+        ValueError: if there are no samples.
+    """
+    layers = layers or {}
+    rules: dict[str, FisherRule] = {**layers_with_rules(model), **layers}
+    factored = {name for rows in layers.values() for name in rows.layout.names}
+    squares = {
+        name: at_least_single(torch.zeros_like(p.detach()))
+        for name, p in parameters.items()
+        if name not in factored
+    }
+    kronecker = KroneckerSums(layers, parameters, weight_sharing)
+    first, others = (kronecker.rules(with_inputs=is_first) for is_first in (True, False))
+    device = next(iter(parameters.values())).device
+    n_samples = 0
+    methods: dict[tuple[int | None, int, tuple[Any, ...]], SquaredGradients] = {}
+    for x, y, labels in single_task_batches(model, batches, device):
+        label = None if labels is None else int(labels[0])
+        inputs = (label, min(len(x), N_TRIAL), x.shape[1:])
+        if inputs not in methods:
+            methods[inputs] = SquaredGradients(model, parameters, x, labels, rules)
+        method = methods[inputs]
+        outputs, squared = method.forward(x)
+        _check_trust(layers, method.choice.by_rule)
+        adding = first
+        for factor in fisher_factors(outputs, y, options):
+            for name, square in squared(factor, adding).items():
+                squares[name] += square
+            adding = others
+        n_samples += len(x)
+    if n_samples == 0:
+        raise ValueError("batches must yield at least one sample, got none")
+    return FisherSums(squares, kronecker.factors(n_samples), n_samples)
+
+
+def _check_trust(layers: Mapping[str, LayerRows], by_rule: frozenset[str]) -> None:
+    lost = frozenset(p for p, rows in layers.items() if not by_rule.issuperset(rows.layout.names))
+    if lost:
+        raise UntrustedLayersError(lost)
