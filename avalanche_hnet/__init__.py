@@ -15,6 +15,7 @@ from avalanche_hnet.core.fisher.layer_rules import register_fisher_rule
 from avalanche_hnet.core.hypernetworks.chunked import ChunkedHyperNetwork
 from avalanche_hnet.core.hypernetworks.network import HyperNetwork
 from avalanche_hnet.core.posterior.gaussian import GaussianPosterior
+from avalanche_hnet.core.posterior.kronecker import KroneckerPosterior
 from avalanche_hnet.core.posterior.predict import RegressionPrediction, predict
 from avalanche_hnet.core.regularizers import (
     EWC,
@@ -52,6 +53,7 @@ __all__ = [
     "Jacobian",
     "KroneckerFactor",
     "KroneckerFisher",
+    "KroneckerPosterior",
     "LayerLayout",
     "Likelihood",
     "OutputRegularizer",

@@ -18,9 +18,10 @@ from avalanche_hnet.core.common.arguments import (
 )
 from avalanche_hnet.core.common.likelihoods import Likelihood, likelihood_state
 from avalanche_hnet.core.common.quadratic import Quadratic
-from avalanche_hnet.core.fisher.diagonal import FisherKind
-from avalanche_hnet.core.fisher.kronecker import WeightSharing, kronecker_factors
+from avalanche_hnet.core.fisher.kronecker import kronecker_factors
 from avalanche_hnet.core.fisher.kronecker_layer import KroneckerFisher
+from avalanche_hnet.core.fisher.kronecker_sums import WeightSharing
+from avalanche_hnet.core.fisher.options import FisherKind
 from avalanche_hnet.core.posterior.gaussian import GaussianPosterior, PriorMean, standard_normal
 from avalanche_hnet.core.posterior.kronecker_checks import check_factors
 from avalanche_hnet.core.posterior.kronecker_state import (

@@ -25,10 +25,7 @@ def names_of_exact_steps(
     """
     rates = _rates(optimizer, parameters)
     return frozenset(
-        name
-        for layer in penalty.layers
-        if _has_exact_step(layer, rates)
-        for name in layer.names
+        name for layer in penalty.layers if _has_exact_step(layer, rates) for name in layer.names
     )
 
 

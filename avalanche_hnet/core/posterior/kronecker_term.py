@@ -49,7 +49,7 @@ class LayerTerm:
         return deviation
 
     def gradient(self, deviation: Tensor) -> Tensor:
-        """s (Σ_k G_k D A_k + p ∘ D) where that is known: (K, O, I)."""
+        """S (Σ_k G_k D A_k + p ∘ D) where that is known: (K, O, I)."""
         added, beta = deviation, self.factor
         if isinstance(self.precision, Tensor):
             added = deviation * self.precision

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,20 +15,20 @@ from avalanche_hnet.core.common.samples import Samples, as_samples
 from avalanche_hnet.core.fisher.by_loop import ByLoop
 from avalanche_hnet.core.fisher.by_vmap import ByVmap
 from avalanche_hnet.core.fisher.kronecker_rules import kronecker_rule
-from avalanche_hnet.core.fisher.layer_rows import LayerRows, Rows
-from avalanche_hnet.core.fisher.layer_rules import FisherRule, gradients_of_table
-from avalanche_hnet.core.fisher.methods import at_least_single
+from avalanche_hnet.core.fisher.layer_rows import LayerRows
+from avalanche_hnet.core.fisher.methods import PerSample, at_least_single
 from avalanche_hnet.core.fisher.one_task import OneTask
-from avalanche_hnet.core.fisher.output_variance import (
-    output_variance,
-    samples_at_a_time,
-    units_of,
-)
+from avalanche_hnet.core.fisher.output_variance import output_variance
 from avalanche_hnet.core.fisher.squared_gradients import SquaredGradients, Squares
 from avalanche_hnet.core.posterior.layer_covariance import LayerCovariance
+from avalanche_hnet.core.posterior.rotated_rows import (
+    forms_of_rows,
+    forms_of_table,
+    rotated_inputs,
+)
 
-# At most so many numbers of gradients of samples are held at a time (64 MiB of float32).
-_BUDGET = 2**24
+# At most so many numbers of gradients of samples are held at a time (128 MiB of float32).
+_BUDGET = 2**25
 
 
 def kronecker_output_variance(
@@ -67,8 +68,7 @@ def kronecker_output_variance(
         x, total = usable(x), at_least_single(usable(variance))
         names = {name: p for name, p in model.named_parameters() if name in in_layers}
         rows = _rows_of(model, layers)
-        rules = {prefix: of_layer.squares for prefix, of_layer in rows.items()}
-        method = SquaredGradients(model, names, x, task_label, rules)
+        method = SquaredGradients(model, names, x, task_label, rows)
         # A sample alone is given twice, since models may drop the dimension of the samples.
         alone = OneTask(model, names, task_label, in_pairs=True)
         n_weights = sum(p.numel() for p in names.values())
@@ -88,14 +88,16 @@ class _Batch:
         squares: calls rules with the layers' inputs and gradients.
         by_rule: covariances and rules of the layers whose rules hold here, by name.
         others: covariances of the others.
-        by_sample: gets the gradients of the others, of one sample after the other or of several.
+        by_sample: gets the gradients of samples by the others.
+        rotated: inputs of layers with one position, once they have been rotated, by name.
     """
 
     outputs: Tensor
     squares: Squares
     by_rule: Mapping[str, tuple[LayerCovariance, LayerRows]]
     others: Sequence[LayerCovariance]
-    by_sample: Sequence[PerSample]
+    by_sample: PerSample
+    rotated: dict[str, list[Tensor]] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -115,21 +117,62 @@ class _Batch:
         }
         others = [covariance for prefix, covariance in layers.items() if prefix not in trusted]
         names = [name for covariance in others for name in covariance.layout.names]
-        by_vmap = [name for name in names if name in choice.by_vmap]
-        if len(by_vmap) == len(names):  # a layer's gradients are needed together
-            return cls(outputs, squares, trusted, others, [ByVmap(names, alone, x)])
-        return cls(outputs, squares, trusted, others, [ByLoop(names, alone, x)])
+        kind = ByLoop if any(name in choice.by_loop for name in names) else ByVmap
+        return cls(outputs, squares, trusted, others, kind(names, alone, x))
 
     def add_to(self, variance: Tensor, is_needed: Callable[[Tensor], Tensor] | None) -> None:
         """Add the layers' share to variances (B, …)."""
-        n_samples, flat = len(self.outputs), variance.flatten(1)
+        n_samples = len(self.outputs)
         needed = range(self.outputs[0].numel())
         if is_needed is not None:
             needed = is_needed(self.outputs).nonzero()[:, 0].tolist()
         for unit in needed:
             factor = torch.zeros_like(self.outputs)
             factor.view(n_samples, -1)[:, unit] = 1
-            flat[:, unit] += self._of_unit(factor)
+            variance.view(n_samples, -1)[:, unit] += self._of_unit(factor)
 
     def _of_unit(self, factor: Tensor) -> Tensor:
         total = factor.new_zeros(len(factor))
+        self.squares(factor, {p: partial(self._add_layer, total, p) for p in self.by_rule})
+        for rows, gradients in self.by_sample.gradients(factor):
+            for covariance in self.others:
+                total[rows] += _forms_of_gradients(covariance, gradients).to(total.dtype)
+        return total
+
+    def _add_layer(
+        self, total: Tensor, prefix: str, layer: nn.Module, inputs: Tensor, grads: Tensor
+    ) -> dict[str, Tensor]:
+        """As a rule of the layer; it has no squares to add."""
+        covariance, of_layer = self.by_rule[prefix]
+        kept = self.rotated.setdefault(prefix, [])
+        start = 0
+        for number, rows in enumerate(of_layer.parts(layer, inputs, grads)):
+            if covariance.layout.is_table:
+                forms = forms_of_table(covariance, rows)
+            else:
+                is_kept = number < len(kept)
+                rotated = kept[number] if is_kept else rotated_inputs(covariance, rows.inputs)
+                if rows.inputs.shape[2] == 1 and not is_kept:
+                    kept.append(rotated)
+                forms = forms_of_rows(covariance, rotated, rows.gradients)
+            total[start : start + len(forms)] += forms.to(total.dtype)
+            start += len(forms)
+        return {}
+
+
+def _rows_of(model: nn.Module, layers: Mapping[str, LayerCovariance]) -> dict[str, LayerRows]:
+    rows = {}
+    for prefix, covariance in layers.items():
+        rule = kronecker_rule(model.get_submodule(prefix))
+        if rule is not None:
+            rows[prefix] = LayerRows(covariance.layout, rule)
+    return rows
+
+
+def _forms_of_gradients(covariance: LayerCovariance, gradients: Mapping[str, Tensor]) -> Tensor:
+    """Jᵀ Σ J for gradients (b, …) by name, of which those that are missing are zero."""
+    layout = covariance.layout
+    n_samples = len(next(iter(gradients.values())))
+    blank = layout.tensors(torch.zeros_like(covariance.variances))
+    own = {n: gradients.get(n, blank[n].expand(n_samples, *blank[n].shape)) for n in layout.names}
+    return covariance.forms(torch.vmap(layout.matrices)(own).to(covariance.variances.dtype))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from avalanche_hnet.core.common.likelihoods import Likelihood
-from avalanche_hnet.core.fisher.diagonal import FisherKind
+from avalanche_hnet.core.fisher.options import FisherKind
 
 
 class Term(Protocol):
