@@ -10,8 +10,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from avalanche_hnet.core.common.quadratic import Quadratic
-from avalanche_hnet.core.posterior.gaussian import GaussianPosterior
 from avalanche_hnet.core.posterior.implicit import implicit_step
+from avalanche_hnet.core.posterior.kronecker_implicit import (
+    kronecker_implicit_step,
+    names_of_exact_steps,
+)
+from avalanche_hnet.core.posterior.kronecker_term import KroneckerTerm
+from avalanche_hnet.core.posterior.protocol import Posterior, Term
 
 _NOTHING = Quadratic({}, {})
 
@@ -33,25 +38,28 @@ class ExperiencePenalty:
             move them.
         implicit: names of parameters that feel the penalties in implicit steps; the others in the
             gradient of the loss.
+        by_gradient: names of parameters that feel EWC there although they are among ``implicit``:
+            of layers whose products have no implicit step.
         strengths: factors of the prior and of EWC; None before they are known.
         prior: the term of the prior, with its factor.
         ewc: the term of EWC, with its factor.
     """
 
-    posterior: GaussianPosterior
+    posterior: Posterior
     parameters: Mapping[str, nn.Parameter]
     active: Mapping[str, Tensor]
     n_samples: int
     dormant: frozenset[str]
     implicit: frozenset[str] = frozenset()
+    by_gradient: frozenset[str] = frozenset()
     strengths: tuple[float, float] | None = None
-    prior: Quadratic = _NOTHING
-    ewc: Quadratic = _NOTHING
+    prior: Term = _NOTHING
+    ewc: Term = _NOTHING
 
     @classmethod
     def of(
         cls,
-        posterior: GaussianPosterior,
+        posterior: Posterior,
         parameters: Mapping[str, nn.Parameter],
         active: Mapping[str, Tensor],
         n_samples: int,
@@ -65,15 +73,22 @@ class ExperiencePenalty:
         }
         return cls(posterior, parameters, active, n_samples, frozenset(dormant), implicit)
 
-    def with_strengths(self, prior: float, ewc: float) -> ExperiencePenalty:
-        """The same with these factors; itself if it has them already."""
+    def with_strengths(self, prior: float, ewc: float, optimizer: Optimizer) -> ExperiencePenalty:
+        """The same with these factors, for an optimizer's steps; itself if it has them already."""
         if (prior, ewc) == self.strengths:
             return self
+        prior_term = self.posterior.prior_term(self.active, prior)
+        ewc_term = self.posterior.ewc_term(ewc, skip=self.dormant)
+        by_gradient: frozenset[str] = frozenset()
+        if self.implicit and isinstance(ewc_term, KroneckerTerm):
+            exact = names_of_exact_steps(optimizer, self.parameters, ewc_term)
+            by_gradient = frozenset(ewc_term.names_of_layers).difference(exact & self.implicit)
         return replace(
             self,
             strengths=(prior, ewc),
-            prior=self.posterior.prior_term(self.active, prior),
-            ewc=self.posterior.ewc_term(ewc, skip=self.dormant),
+            prior=prior_term,
+            ewc=ewc_term,
+            by_gradient=by_gradient,
         )
 
     def values(self) -> tuple[Tensor, Tensor]:
@@ -83,15 +98,17 @@ class ExperiencePenalty:
         """
         return self._value(self.prior), self._value(self.ewc)
 
-    def _value(self, term: Quadratic) -> Tensor:
+    def _value(self, term: Term) -> Tensor:
         if not self.implicit:
             return term(self.parameters)
-        by_gradient = self._by_gradient(term)
+        by_gradient = self._felt_in_gradient(term)
         if len(by_gradient) == len(term.names):
             return term(self.parameters)
         with torch.no_grad():
             value = term(self.parameters, skip=by_gradient)
-        return value + term(self.parameters, skip=self.implicit) if by_gradient else value
+        if not by_gradient:
+            return value
+        return value + term(self.parameters, skip=set(term.names).difference(by_gradient))
 
     def after_backward(self) -> ExperiencePenalty:
         """The same, but for heads that the loss (of replayed samples) has begun to move."""
@@ -105,8 +122,13 @@ class ExperiencePenalty:
         if not self.implicit:
             return
         for term in (self.prior, self.ewc):  # no element is in both
-            implicit_step(optimizer, self.parameters, term, skip=self._by_gradient(term))
+            skip = self._felt_in_gradient(term)
+            if isinstance(term, KroneckerTerm):
+                kronecker_implicit_step(optimizer, self.parameters, term, skip)
+            elif isinstance(term, Quadratic):
+                implicit_step(optimizer, self.parameters, term, skip)
 
-    def _by_gradient(self, term: Quadratic) -> list[str]:
+    def _felt_in_gradient(self, term: Term) -> list[str]:
         """Names of parameters that feel a term in the gradient of the loss."""
-        return [name for name in term.names if name not in self.implicit]
+        of_layers = self.by_gradient if isinstance(term, KroneckerTerm) else ()
+        return [n for n in term.names if n not in self.implicit or n in of_layers]

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from avalanche_hnet.core.common.leaves import ids_of_leaves
-from avalanche_hnet.core.posterior.gaussian import GaussianPosterior
+from avalanche_hnet.core.posterior.protocol import Posterior
 from avalanche_hnet.data.experiences import labels_or_none
 from avalanche_hnet.models.active import active_elements
 from avalanche_hnet.models.hyper_model import HyperModel
@@ -37,7 +37,7 @@ class ModelChecks:
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_trained": {}}  # references to parameters cannot be copied
 
-    def before_adaptation(self, strategy: SupervisedTemplate, posterior: GaussianPosterior) -> None:
+    def before_adaptation(self, strategy: SupervisedTemplate, posterior: Posterior) -> None:
         """Refuse modules by name, and parameters that were replaced since the last experience."""
         refuse_modules(strategy.model)
         refuse_replaced(posterior, strategy.model, self._trained)
@@ -50,7 +50,7 @@ class ModelChecks:
                 "TaskStatisticsPlugin, which keeps a set for each task"
             )
 
-    def before_training(self, strategy: SupervisedTemplate, posterior: GaussianPosterior) -> None:
+    def before_training(self, strategy: SupervisedTemplate, posterior: Posterior) -> None:
         """Refuse what the adaptation to the experience has made of the model."""
         refuse_modules(strategy.model)
         refuse_replaced(posterior, strategy.model, self._trained)

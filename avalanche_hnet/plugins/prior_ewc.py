@@ -32,7 +32,8 @@ from avalanche_hnet.core.common.logits import logits_of
 from avalanche_hnet.core.fisher.batch_statistics import refuse_batch_statistics
 from avalanche_hnet.core.fisher.diagonal import diagonal_fisher
 from avalanche_hnet.core.fisher.options import FisherKind
-from avalanche_hnet.core.posterior.gaussian import GaussianPosterior, PriorMean
+from avalanche_hnet.core.posterior.gaussian import PriorMean
+from avalanche_hnet.core.posterior.structure import Structure, make_posterior
 from avalanche_hnet.data.experiences import stated_classes
 from avalanche_hnet.data.in_order import batches_in_order
 from avalanche_hnet.models.active import active_elements
@@ -52,6 +53,7 @@ from avalanche_hnet.plugins.prior_ewc_checks import (
 )
 from avalanche_hnet.plugins.prior_ewc_log import (
     publish_cost,
+    publish_eigenvalues,
     publish_distribution,
     publish_losses,
 )
@@ -70,15 +72,17 @@ class _CurrentExperience:
 
 
 class PriorEWCPlugin(SupervisedPlugin):
-    """Prior-focused continual learning with a diagonal Gaussian posterior over the weights.
+    """Prior-focused continual learning with a Gaussian posterior over the weights.
 
     While an experience of N samples is trained, the loss per sample is
 
         mean NLL + 1/N [1/(2σ²) Σ_{active, not known} (φᵢ − μ₀ᵢ)² + (λ/2) Σ_{known} Λᵢ (φᵢ − φ*ᵢ)²]
 
     and after it the precision Λ takes in N times the Fisher (:class:`GaussianPosterior` has the
-    formulas). The criterion is left as it is: where it is a multiple of the mean NLL, as the
-    mean squared error is, the bracket is multiplied by the same factor.
+    formulas). With ``structure="kronecker"`` the second sum is (φ − φ*)ᵀ Λ (φ − φ*), Λ with a
+    Kronecker product for each layer (:class:`KroneckerPosterior`). The criterion is left as it is:
+    where it is a multiple of the mean NLL, as the mean squared error is, the bracket is multiplied
+    by the same factor.
 
     *Active* are the elements that the experience's loss depends on (:func:`active_elements`):
     of heads, those of its tasks and classes. Heads of other tasks feel neither the prior nor,
@@ -92,7 +96,8 @@ class PriorEWCPlugin(SupervisedPlugin):
     value of the criterion), ``Prior``, ``EWC`` and their sum ``Loss``, as they enter the loss,
     without what other plugins add to it. After each experience: minimum, maximum and histogram of
     ``Fisher`` and ``LogPrecision`` (natural logarithm) over the active elements (a histogram has
-    at most 65,536 of them), and ``FisherSeconds`` and ``FisherSamples``.
+    at most 65,536 of them), and ``FisherSeconds`` and ``FisherSamples``. With Kronecker products
+    these two are diagonals, and ``LogEigenvalues`` are of the precisions of all layers.
 
     Args:
         ewc_lambda: λ ≥ 0, the weight of the penalty.
@@ -118,10 +123,18 @@ class PriorEWCPlugin(SupervisedPlugin):
             rest at the same weights. Where η is not known, the gradient is taken, with a warning.
             What is published, and ``strategy.loss``, do not depend on it. ``"auto"``: implicit for
             SGD and RAdam; gradient for optimizers that divide a gradient by its own size, like
-            Adam, where it does not diverge and costs less.
+            Adam, where it does not diverge and costs less. A Kronecker product has implicit steps
+            with SGD only.
+        structure: ``"diagonal"``, or ``"kronecker"``: weights of a layer act together, see
+            :class:`KroneckerPosterior`.
+        rank: of ``"kronecker"``: how many products are kept for a layer; None for one for each
+            experience.
+        weight_sharing: of ``"kronecker"``: ``"expand"`` or ``"reduce"``, how layers are treated
+            whose weights several positions share, see :func:`kronecker_factors`.
 
     Attributes:
-        posterior: the :class:`GaussianPosterior`; save and load it with its ``state_dict``.
+        posterior: a :class:`GaussianPosterior` or :class:`KroneckerPosterior`; save and load it
+            with its ``state_dict``.
 
     Raises:
         TypeError, ValueError: if an argument is out of its range. At the start of an experience:
@@ -143,6 +156,9 @@ class PriorEWCPlugin(SupervisedPlugin):
         log_every: int = 50,
         generator: torch.Generator | None = None,
         penalty_step: PenaltyStep = "auto",
+        structure: Structure = "diagonal",
+        rank: int | None = 1,
+        weight_sharing: WeightSharing = "expand",
     ) -> None:
         super().__init__()
         not_negative(ewc_lambda=ewc_lambda)
@@ -163,7 +179,7 @@ class PriorEWCPlugin(SupervisedPlugin):
         self.log_every = log_every
         self.generator = generator
         self.penalty_step: PenaltyStep = penalty_step
-        self.posterior = GaussianPosterior(prior_variance, prior_mean)
+        self.posterior = make_posterior(structure, prior_variance, prior_mean, rank, weight_sharing)
         self._experience: _CurrentExperience | None = None
         self._model_id: int | None = None  # rather than the model, which would be saved with it
         self._has_warned_of_steps = self._has_warned_of_prior = False
@@ -213,7 +229,7 @@ class PriorEWCPlugin(SupervisedPlugin):
             strategy._criterion, logits_of(strategy.mb_output), strategy.mb_y
         )
         scale /= penalty.n_samples
-        penalty = penalty.with_strengths(scale, scale * self.ewc_lambda)
+        penalty = penalty.with_strengths(scale, scale * self.ewc_lambda, strategy.optimizer)
         prior, ewc = penalty.values()
         total = strategy.loss + prior + ewc
         logs = strategy.clock.train_exp_iterations % self.log_every == 0
@@ -268,7 +284,7 @@ class PriorEWCPlugin(SupervisedPlugin):
 
         start = time.perf_counter()
         rows = self._fisher_rows(len(dataset))
-        fisher = diagonal_fisher(
+        fisher = self.posterior.fisher(
             strategy.model,
             self._batches(strategy, dataset, rows, kwargs.get("num_workers", 0)),
             likelihood=experience.likelihood,
@@ -277,11 +293,12 @@ class PriorEWCPlugin(SupervisedPlugin):
         )
         seconds = time.perf_counter() - start
         publish_cost(strategy, self, seconds, len(dataset) if rows is None else len(rows))
-        publish_distribution(strategy, self, "Fisher", _select(fisher, active))
+        publish_distribution(strategy, self, "Fisher", _select(diagonal_of(fisher), active))
         self.posterior.update(parameters, fisher, len(dataset), active, self.gamma)
         self.posterior.likelihood = experience.likelihood
         log_precision = _select(self.posterior.precision, active).log()
         publish_distribution(strategy, self, "LogPrecision", log_precision)
+        publish_eigenvalues(strategy, self, self.posterior)
         self._model_id = id(strategy.model)
         self._experience = replace(experience, penalty=None)  # and let go of the model
         self._checks.after_training(strategy.model, is_kept=not self.train_from_scratch)

@@ -9,8 +9,8 @@ from avalanche.training.plugins import SupervisedPlugin
 from avalanche.training.templates import SupervisedTemplate
 from torch import nn
 
-from avalanche_hnet.core.posterior.gaussian import GaussianPosterior
 from avalanche_hnet.core.posterior.gaussian_checks import check_loaded, check_shapes
+from avalanche_hnet.core.posterior.protocol import Posterior
 
 
 def refuse_strategy(plugin: SupervisedPlugin, strategy: SupervisedTemplate) -> None:
@@ -38,7 +38,7 @@ def refuse_strategy(plugin: SupervisedPlugin, strategy: SupervisedTemplate) -> N
         )
 
 
-def refuse_other_model(posterior: GaussianPosterior, model: nn.Module) -> None:
+def refuse_other_model(posterior: Posterior, model: nn.Module) -> None:
     """Refuse a model that is neither the one of the posterior nor a copy of it.
 
     Raises:

@@ -77,7 +77,12 @@ class KroneckerTerm:
     @property
     def names(self) -> list[str]:
         """Of the parameters that take part."""
-        return [*self.rest.names, *(name for layer in self.layers for name in layer.names)]
+        return [*self.rest.names, *self.names_of_layers]
+
+    @property
+    def names_of_layers(self) -> list[str]:
+        """Of those that take part as a layer's."""
+        return [name for layer in self.layers for name in layer.names]
 
     def __call__(self, parameters: Mapping[str, Tensor], skip: Container[str] = ()) -> Tensor:
         """The value at ``parameters``, a scalar that can be differentiated once.
