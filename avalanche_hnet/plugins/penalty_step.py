@@ -9,6 +9,7 @@ from typing import Literal
 from torch import Tensor
 from torch.optim import Optimizer
 
+from avalanche_hnet.core.common.optimizers import parameters_of
 from avalanche_hnet.core.posterior.step_sizes import is_known, names_of_known
 
 PenaltyStep = Literal["implicit", "gradient"]
@@ -18,7 +19,7 @@ def names_with_steps(optimizer: Optimizer, parameters: Mapping[str, Tensor]) -> 
     """Names of the parameters whose steps are the optimizer's, if these are known."""
     if not is_known(optimizer):
         return frozenset()
-    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    held = {id(p) for p in parameters_of(optimizer)}
     return frozenset(name for name, p in parameters.items() if id(p) in held)
 
 

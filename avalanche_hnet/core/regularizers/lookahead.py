@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.overrides import TorchFunctionMode
 
+from avalanche_hnet.core.common.optimizers import parameters_of
 from avalanche_hnet.core.regularizers import adam_step
 
 Lookahead = Literal["optimizer", "sgd"]
@@ -140,7 +141,7 @@ def _options(cls: type[Optimizer]) -> set[str]:
 
 def _gradients(optimizer: Optimizer, gradients: Gradients | None) -> dict[Tensor, Tensor]:
     """The gradients of those parameters of the optimizer that have one, in its order."""
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    parameters = parameters_of(optimizer)
     if gradients is None:
         return {p: p.grad for p in parameters if p.grad is not None}
     for p, gradient in gradients.items():
