@@ -39,6 +39,10 @@ def optimizer_step(
             optimizer's memory is constant. Where g is zero and Adam's like have a kink, the
             derivative is zero.
 
+    Returns:
+        Δp by parameter, of p's shape, for those with a gradient; without a graph unless
+        ``differentiable``.
+
     Raises:
         ValueError: if the step needs a closure, a gradient does not fit a parameter of the
             optimizer, or ``differentiable`` is asked of a class without such an option.
@@ -83,7 +87,12 @@ def sgd_step(
 ) -> dict[Tensor, Tensor]:
     """Δp = −lr · g with the learning rate of p's group, whatever the optimizer makes of it.
 
-    With the group's option ``maximize`` it is +lr · g. Arguments as in :func:`optimizer_step`.
+    With the group's option ``maximize`` it is +lr · g. The ``"sgd"`` that regularisers may look
+    ahead to (von Oswald et al. 2020, arXiv 1906.00695). Arguments as in :func:`optimizer_step`.
+
+    Returns:
+        Δp by parameter, of p's shape, for those with a gradient; without a graph unless
+        ``differentiable``.
 
     Raises:
         ValueError: if a gradient does not fit a parameter of the optimizer, or a group has no lr.
@@ -105,6 +114,13 @@ def fresh_optimizer(optimizer: Optimizer, parameters: Iterable[nn.Parameter]) ->
     """An optimizer of the same class and options for other parameters, without memory.
 
     The options are the present ones of the first group, or attributes of the same name.
+
+    Args:
+        optimizer: the example; it is left as it is.
+        parameters: of the new optimizer, in one group.
+
+    Returns:
+        A new optimizer of the class of ``optimizer``, which has taken no step.
 
     Raises:
         ValueError: if the class has other arguments than such options, or refuses them.
