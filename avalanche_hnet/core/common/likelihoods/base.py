@@ -14,7 +14,7 @@ class Likelihood(ABC):
 
     Its negative logarithm is the loss of a sample, and its expectation over y makes the Fisher
     (Martens 2020, *New insights and perspectives on the natural gradient method*, arXiv 1412.1193,
-    sections 5 and 9.2).
+    section 5).
 
     In every method the first dimension of ``outputs`` and ``targets`` counts the B samples.
     """
