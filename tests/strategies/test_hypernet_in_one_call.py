@@ -122,6 +122,7 @@ def test_defaults_are_those_of_the_template_and_of_avalanche():
     assert all(ours[n] == of_loop[n] for n in same)
 
 
+@pytest.mark.in_memory
 def test_options_reach_the_template():
     plugins = [ClipGradientPlugin(value=1.0)]
     strategy = hypernet(

@@ -141,6 +141,7 @@ class OfDictionaries(nn.Module):
         return self.layer(x["features"])
 
 
+@pytest.mark.in_memory
 def test_inputs_may_be_dictionaries():
     x, y = torch.randn(10, 6), torch.arange(10) % 2
     samples = [({"features": a}, int(b)) for a, b in zip(x, y, strict=True)]
