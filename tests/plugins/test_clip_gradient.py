@@ -51,8 +51,8 @@ def test_naive_equals_a_loop_in_plain_pytorch(bounds):
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
 
 
-class Observer(SupervisedPlugin):
-    """Clips by hand, right before the optimizer's step, in a hook of the optimizer."""
+class ClipsByHand(SupervisedPlugin):
+    """Right before the optimizer's step, in a hook of the optimizer."""
 
     def __init__(self, **bounds):
         super().__init__()
@@ -101,7 +101,7 @@ def test_the_full_gradient_is_clipped_whatever_made_it(
     strategy, options, plugin_comes_first, bounds
 ):
     stream, weights, counts = task_stream(2, task_labels=[0, 0]).train_stream, [], []
-    for clips in (ClipGradientPlugin(**bounds), Observer(**bounds)):
+    for clips in (ClipGradientPlugin(**bounds), ClipsByHand(**bounds)):
         torch.manual_seed(0)
         random.seed(0)
         model = mlp(n_out=2)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from avalanche_hnet.core.common.arguments import positive
 
@@ -34,20 +34,23 @@ class Clipping:
             raise ValueError("norm or value must be given, got None for both")
         positive(**given)
 
+    @torch.no_grad()
     def apply(self, parameters: Iterable[Tensor]) -> Tensor | float:
         """Clip the gradients of parameters in place; those without one are left out.
 
         Returns:
             The factor by which their norm was scaled down, one number.
         """
-        having = [p for p in parameters if p.grad is not None]
+        gradients = [_elements(p) for p in parameters if p.grad is not None]
         if self.value is not None:
-            for parameter in having:
-                _cut(parameter, self.value)
-        if self.norm is None:
+            for gradient in gradients:
+                gradient.clamp_(-self.value, self.value)
+        if self.norm is None or not gradients:
             return 1.0
-        norm = nn.utils.clip_grad_norm_(having, self.norm)
-        return (self.norm / (norm + 1e-6)).clamp(max=1.0)
+        factor = (self.norm / (_norm(gradients) + 1e-6)).clamp(max=1.0)
+        for gradient in gradients:
+            gradient.mul_(factor.to(gradient.device))
+        return factor
 
     def of_graph(self, gradient: Tensor, factor: Tensor | float) -> Tensor:
         """A clipped gradient as a function, for autograd, of itself.
@@ -61,11 +64,22 @@ class Clipping:
         return gradient * (factor.to(gradient.device) if isinstance(factor, Tensor) else factor)
 
 
-@torch.no_grad()
-def _cut(parameter: Tensor, value: float) -> None:
+def _elements(parameter: Tensor) -> Tensor:
+    """The elements of a parameter's gradient, in the memory where they lie."""
     gradient = parameter.grad
     assert gradient is not None
-    if gradient.is_sparse:
-        parameter.grad = gradient = gradient.coalesce()  # an element may be a sum of several
-        gradient = gradient.values()
-    gradient.clamp_(-value, value)
+    if not gradient.is_sparse:
+        return gradient
+    parameter.grad = gradient.coalesce()  # before, an element may be a sum of several
+    return parameter.grad.values()
+
+
+def _norm(gradients: Sequence[Tensor]) -> Tensor:
+    """Of all together, in float32 at least: in float16 it overflows at 65,504."""
+    device = gradients[0].device
+    wide = (torch.promote_types(g.dtype, torch.float32) for g in gradients)
+    norms = [
+        torch.linalg.vector_norm(g, dtype=dtype).to(device)
+        for g, dtype in zip(gradients, wide, strict=True)
+    ]
+    return torch.linalg.vector_norm(torch.stack(norms))

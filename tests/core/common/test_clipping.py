@@ -70,6 +70,30 @@ def test_sparse_gradients():
     assert gradients[0].norm() == pytest.approx(2.0, rel=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_large_norms_in_any_precision(dtype):
+    """Of which the sum of squares is beyond the range of float16."""
+    wide, narrow = (nn.Parameter(torch.zeros(10_000, dtype=d)) for d in (torch.float32, dtype))
+    wide.grad, narrow.grad = torch.full_like(wide, 600.0), torch.full_like(narrow, 800.0)
+    Clipping(norm=1e4).apply([narrow, wide])  # the norm is 1e5
+    tolerance = 2 * torch.finfo(dtype).eps + 1e-6
+    torch.testing.assert_close(wide.grad, torch.full_like(wide, 60.0), rtol=tolerance, atol=0)
+    torch.testing.assert_close(narrow.grad, torch.full_like(narrow, 80.0), rtol=tolerance, atol=0)
+
+
+@given(st.lists(st.lists(numbers, min_size=1, max_size=3), min_size=1, max_size=3), bounds, bounds)
+def test_it_is_what_pytorch_does(gradients, norm, value):
+    if norm is None and value is None:
+        return
+    ours, theirs = ([parameter(gradient) for gradient in gradients] for _ in range(2))
+    Clipping(norm, value).apply(ours)
+    if value is not None:
+        nn.utils.clip_grad_value_(theirs, value)
+    if norm is not None:
+        nn.utils.clip_grad_norm_(theirs, norm)
+    assert all(torch.equal(a.grad, b.grad) for a, b in zip(ours, theirs, strict=True))
+
+
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
