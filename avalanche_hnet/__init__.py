@@ -17,8 +17,10 @@ from avalanche_hnet.core.hypernetworks.network import HyperNetwork
 from avalanche_hnet.core.posterior.gaussian import GaussianPosterior
 from avalanche_hnet.core.posterior.kronecker import KroneckerPosterior
 from avalanche_hnet.core.posterior.predict import RegressionPrediction, predict
+
+# Not in __all__: a star import would hide the strategy EWC of avalanche.training.
+from avalanche_hnet.core.regularizers import EWC as EWC
 from avalanche_hnet.core.regularizers import (
-    EWC,
     FixedTarget,
     Jacobian,
     OutputRegularizer,
@@ -30,24 +32,28 @@ from avalanche_hnet.models.active import HasActiveElements, active_elements
 from avalanche_hnet.models.block_heads import BlockMultiHeadClassifier
 from avalanche_hnet.models.hyper_model import HyperModel
 from avalanche_hnet.models.task_inference import TaskInference
+from avalanche_hnet.plugins.clip_gradient import ClipGradientPlugin
 from avalanche_hnet.plugins.in_memory import InMemoryPlugin
 from avalanche_hnet.plugins.prior_ewc import PriorEWCPlugin
 from avalanche_hnet.plugins.task_inference import TaskInferencePlugin
 from avalanche_hnet.plugins.task_statistics import TaskStatisticsPlugin
 from avalanche_hnet.strategies.hypernet import HypernetTemplate
+from avalanche_hnet.strategies.hypernet_in_one_call import Hypernet
+from avalanche_hnet.strategies.prior_ewc import PriorEWC
 
 __all__ = [
-    "EWC",
     "Bernoulli",
     "BlockMultiHeadClassifier",
     "Categorical",
     "ChunkedHyperNetwork",
+    "ClipGradientPlugin",
     "FixedTarget",
     "Gaussian",
     "GaussianPosterior",
     "HasActiveElements",
     "HyperModel",
     "HyperNetwork",
+    "Hypernet",
     "HypernetTemplate",
     "InMemoryPlugin",
     "Jacobian",
@@ -57,6 +63,7 @@ __all__ = [
     "LayerLayout",
     "Likelihood",
     "OutputRegularizer",
+    "PriorEWC",
     "PriorEWCPlugin",
     "RegressionPrediction",
     "Regularizer",

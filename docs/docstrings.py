@@ -1,11 +1,14 @@
-"""Docstrings as Markdown: Sphinx's roles become links, and stars of formulas stay stars."""
+"""Docstrings as Markdown: Sphinx's roles become links, and stars of formulas stay stars.
+
+Methods that are called with the arguments of another class show them.
+"""
 
 from __future__ import annotations
 
 import re
 from typing import Any
 
-from griffe import Extension, Module, Object
+from griffe import Class, Extension, Function, Module, Object, Parameters
 
 _ROLE = re.compile(r":(?:class|func|meth|attr|mod|data):`~?\.?([\w.]+)`")
 # Code and *emphasis* are left alone. What remains, as in θ*, is part of a formula.
@@ -20,6 +23,8 @@ class Docstrings(Extension):
         public = {str(name): m[str(name)] for m in _modules(pkg) for name in m.exports or ()}
         for item in _documented(pkg):
             item.docstring.value = _as_markdown(item.docstring.value, item, public)
+        for function in _functions(pkg):
+            _show_arguments_taken(function, pkg)
 
 
 def _modules(module: Module) -> list[Module]:
@@ -32,6 +37,22 @@ def _documented(item: Object) -> list[Object]:
     members = [m for m in item.members.values() if not m.is_alias]
     found = [inner for member in members for inner in _documented(member)]
     return found if item.docstring is None else [item, *found]
+
+
+def _functions(item: Object) -> list[Function]:
+    members = [m for m in item.members.values() if not m.is_alias]
+    found = [inner for member in members for inner in _functions(member)]
+    return [item, *found] if isinstance(item, Function) else found
+
+
+def _show_arguments_taken(function: Function, package: Module) -> None:
+    """Replace the parameters by what ``@takes_arguments_of(...)`` says that it is called with."""
+    for decorator in function.decorators:
+        if decorator.callable_path.endswith(".takes_arguments_of"):
+            taken = package.modules_collection[decorator.value.arguments[0].canonical_path]
+            assert isinstance(taken, Class)
+            owner, _options = function.parameters
+            function.parameters = Parameters(owner, *[*taken.parameters][1:])
 
 
 def _as_markdown(text: str, item: Object, public: dict[str, Object]) -> str:

@@ -48,8 +48,13 @@ def SplitDigits(  # noqa: N802 - named like Avalanche's own benchmarks
         train_transform: applied to training images; normalisation by default.
         eval_transform: applied to test images; normalisation by default.
 
+    Returns:
+        A benchmark whose ``train_stream`` and ``test_stream`` have ``n_experiences`` experiences
+        each, of 10 / ``n_experiences`` classes.
+
     Raises:
         TypeError, ValueError: if ``n_experiences`` is not an integer that divides 10.
+        ImportError: without scikit-learn.
     """
     integer("1, 2, 5 or 10", n_experiences=n_experiences)
     if n_experiences < 1 or 10 % n_experiences:
@@ -90,8 +95,13 @@ def PermutedDigits(  # noqa: N802 - named like Avalanche's own benchmarks
         train_transform: applied to training images; normalisation by default.
         eval_transform: applied to test images; normalisation by default.
 
+    Returns:
+        A benchmark whose ``train_stream`` and ``test_stream`` have ``n_experiences`` experiences
+        each, of all images and ten classes.
+
     Raises:
         TypeError, ValueError: if ``n_experiences`` is not an integer of at least 1.
+        ImportError: without scikit-learn.
     """
     at_least(1, n_experiences=n_experiences)
     rng = np.random.RandomState(seed)

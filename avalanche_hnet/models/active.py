@@ -38,6 +38,10 @@ def active_elements(model: nn.Module, experience: CLExperience) -> dict[str, Ten
         model: any module.
         experience: the one to be trained on.
 
+    Returns:
+        Masks of the parameters' shapes, on their devices; parameters that do not require grad have
+        none.
+
     Raises:
         ValueError: if a module's masks do not fit its parameters.
     """

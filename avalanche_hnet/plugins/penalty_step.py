@@ -9,6 +9,7 @@ from typing import Literal
 from torch import Tensor
 from torch.optim import Optimizer
 
+from avalanche_hnet.core.common.optimizers import parameters_of
 from avalanche_hnet.core.posterior.step_sizes import follows_gradient, is_known, names_of_known
 
 PenaltyStep = Literal["auto", "implicit", "gradient"]
@@ -21,7 +22,7 @@ def names_with_implicit_steps(
     suits = kind == "implicit" or (kind == "auto" and follows_gradient(optimizer))
     if not (suits and is_known(optimizer)):
         return frozenset()
-    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    held = {id(p) for p in parameters_of(optimizer)}
     return frozenset(name for name, p in parameters.items() if id(p) in held)
 
 

@@ -18,6 +18,9 @@ from avalanche_hnet.models.task_inference import TaskInference
 class TaskInferencePlugin(SupervisedPlugin):
     """While a strategy evaluates, its model infers the task of each sample.
 
+    By the lowest entropy, as in von Oswald et al. 2020 (arXiv 1906.00695, appendix C.2), or another
+    criterion of :class:`TaskInference`, which has their sources.
+
     Training goes on with the task labels of the benchmark; evaluation uses them only to name
     metrics. All of Avalanche's metrics work as they are, and
     :func:`~avalanche_hnet.metrics.task_inference_metrics` tell how good the inference is.

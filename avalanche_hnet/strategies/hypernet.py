@@ -11,23 +11,25 @@ from torch.optim import Optimizer
 
 from avalanche_hnet.core.common.likelihoods import Likelihood, likelihood_of, resolve_likelihood
 from avalanche_hnet.core.common.logits import logits_of
+from avalanche_hnet.core.common.optimizers import parameters_of
 from avalanche_hnet.core.regularizers import Experience, Regularizer
 from avalanche_hnet.data.experiences import labels_of, whole
 from avalanche_hnet.data.loader import InMemoryLoader
 from avalanche_hnet.models.hyper_model import HyperModel
+from avalanche_hnet.plugins.clip_gradient import ClipGradientPlugin, clippings_of
 from avalanche_hnet.plugins.in_memory import InMemoryPlugin
 from avalanche_hnet.strategies import requirements
 from avalanche_hnet.strategies.any_batches import AnyBatches
 from avalanche_hnet.strategies.experience_fisher import ExperienceFisher
 from avalanche_hnet.strategies.from_scratch import start_from_scratch
 from avalanche_hnet.strategies.hypernet_log import (
+    gradient_norm,
     publish_movement,
     publish_statistics,
     statistics,
 )
 from avalanche_hnet.strategies.hypernet_step import (
     add_gradients,
-    clip,
     look_ahead,
     penalty_ahead,
     task_gradients,
@@ -38,7 +40,6 @@ from avalanche_hnet.strategies.optimizers import (
     MakeOptimizer,
     hand_over_theta,
     optimizer_of_own,
-    parameters_of,
 )
 from avalanche_hnet.strategies.roles import Roles, roles_of
 from avalanche_hnet.strategies.weight_movement import WeightMovement
@@ -81,7 +82,7 @@ class HypernetTemplate(AnyBatches, SupervisedTemplate):
             :class:`PriorEWCPlugin`, but over all of w: with ``multi_head`` and without
             ``reuse_units``, other tasks' output units included. None: no prior.
         clip_grad_norm: largest norm of the gradient of the task's loss, and again of its sum with
-            the regulariser's.
+            the regulariser's; short for a :class:`ClipGradientPlugin` as the last plugin.
         train_from_scratch: start each experience from the initial weights.
         likelihood: for the prior, and for Fisher values that the regulariser may need; by default
             read off the criterion, as in :class:`PriorEWCPlugin`.
@@ -122,15 +123,17 @@ class HypernetTemplate(AnyBatches, SupervisedTemplate):
         requirements.check_arguments(
             model, regularizer, prior_variance, clip_grad_norm, train_from_scratch, log_every
         )
-        requirements.check_plugins(options.get("plugins") or (), in_memory)
+        plugins = [*(options.pop("plugins", None) or ())]
+        requirements.check_plugins(plugins, in_memory, clip_grad_norm)
         requirements.check_optimizers(optimizer, embedding_optimizer, regularizer)
         requirements.check_likelihood(likelihood)
-        super().__init__(model=model, optimizer=optimizer, **options)
+        if clip_grad_norm is not None:
+            plugins.append(ClipGradientPlugin(norm=clip_grad_norm))
+        super().__init__(model=model, optimizer=optimizer, plugins=plugins, **options)
         if in_memory and not any(isinstance(p, InMemoryPlugin) for p in self.plugins):
             self.plugins.insert(0, InMemoryPlugin())
         self.regularizer = regularizer
         self.prior_variance = prior_variance
-        self.clip_grad_norm = clip_grad_norm
         self.train_from_scratch = train_from_scratch
         self.likelihood = likelihood
         self.log_every = log_every
@@ -202,7 +205,7 @@ class HypernetTemplate(AnyBatches, SupervisedTemplate):
         if looks:
             requirements.check_task_loss(self)
         gradients = task_gradients(
-            self.loss, self.model, theta, roles.previous, self.clip_grad_norm, differentiable
+            self.loss, self.model, theta, roles.previous, clippings_of(self), differentiable
         )
         step, penalty = {}, None
         if logs or (active is not None and lookahead is not None):
@@ -213,15 +216,14 @@ class HypernetTemplate(AnyBatches, SupervisedTemplate):
             if looks:
                 requirements.check_penalty(self, penalty)
             add_gradients(roles.regularized, penalty.gradients)
-            clip(theta, self.clip_grad_norm)
         if logs:
-            self._to_publish = statistics(
-                self.loss, self._prior, theta, step, roles.regularized, penalty
-            )
+            self._to_publish = statistics(self.loss, self._prior, step, roles.regularized, penalty)
 
     def optimizer_step(self) -> None:
         """A step of the experience's own parameters, and one of θ."""
         assert self.embedding_optimizer is not None
+        if self._to_publish:  # now that plugins have clipped or projected it
+            self._to_publish["GradientNorm"] = gradient_norm(parameters_of(self.optimizer))
         if self._make_embedding_optimizer is None:
             for group in self.embedding_optimizer.param_groups:
                 group["lr"] = self.optimizer.param_groups[0]["lr"]

@@ -15,17 +15,15 @@ from avalanche_hnet.plugins.publish import publish
 def statistics(
     loss: Tensor,
     prior: Tensor | None,
-    theta: Iterable[Tensor],
     step: Mapping[Tensor, Tensor],
     regularized: Mapping[str, Tensor],
     penalty: Penalty | None,
 ) -> dict[str, Tensor]:
-    """Losses, norms and the cosine of one iteration, before θ's step, by name.
+    """Losses, norms and the cosine of one iteration, by name.
 
     Args:
         loss: of the task, one number.
         prior: its part of ``loss``, if there is one.
-        theta: θ with its full gradient.
         step: Δθ by parameter.
         regularized: the parameters of ``penalty``, by name.
         penalty: of the regulariser, if it is active.
@@ -36,27 +34,31 @@ def statistics(
         "Regularizer": torch.zeros_like(loss),
         "Loss": loss,
         "StepNorm": _norm(step.values()),
-        "GradientNorm": _norm(p.grad for p in theta if p.grad is not None),
     }
     if prior is not None:
         values["Prior"] = prior.detach()
     if penalty is not None:
         gradients = {regularized[n]: g for n, g in penalty.gradients.items()}
         product = sum((g * step[p]).sum() for p, g in gradients.items() if p in step)
-        gradient_norm = _norm(gradients.values())
+        own_norm = _norm(gradients.values())
         step_norm = _norm(d for p, d in step.items() if p in gradients)
         values |= {
             "Regularizer": penalty.value,
             "Loss": loss + penalty.value,
-            "RegularizerGradientNorm": gradient_norm,
+            "RegularizerGradientNorm": own_norm,
         }
-        if gradient_norm > 0 and step_norm > 0:
-            values["RegularizerStepCosine"] = product / (gradient_norm * step_norm)
+        if own_norm > 0 and step_norm > 0:
+            values["RegularizerStepCosine"] = product / (own_norm * step_norm)
     return values
 
 
+def gradient_norm(theta: Iterable[Tensor]) -> Tensor:
+    """The norm of the gradient along which θ is about to step."""
+    return _norm(p.grad for p in theta if p.grad is not None)
+
+
 def publish_statistics(strategy: SupervisedTemplate, values: Mapping[str, Tensor]) -> None:
-    """Publish :func:`statistics`."""
+    """Publish :func:`statistics` and the like."""
     for name, value in values.items():
         publish(strategy, strategy, f"Hypernet/{name}", value.item())
 

@@ -6,12 +6,13 @@ von Oswald et al. 2020 (arXiv 1906.00695), section 2. Full gradients are left in
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from avalanche_hnet.core.common.clipping import Clipping
 from avalanche_hnet.core.regularizers import Penalty, Regularizer
 from avalanche_hnet.core.regularizers.lookahead import Lookahead, optimizer_step, sgd_step
 
@@ -37,7 +38,7 @@ def task_gradients(
     model: nn.Module,
     theta: Collection[Tensor],
     previous: Iterable[Tensor] = (),
-    max_norm: float | None = None,
+    clippings: Sequence[Clipping] = (),
     differentiable: bool = False,
 ) -> ByParameter | None:
     """Set ``grad`` of all parameters to the gradient of the task's loss.
@@ -48,7 +49,7 @@ def task_gradients(
         theta: θ.
         previous: those of ``theta`` that get a gradient of zero if the loss gives them none: their
             optimizer remembers others and will move them.
-        max_norm: of the gradient of all parameters together, which is scaled down to it.
+        clippings: of the gradient of all parameters together, one after the other.
         differentiable: return gradients, too.
 
     Returns:
@@ -64,10 +65,11 @@ def task_gradients(
             parameter.grad = torch.zeros_like(parameter)
             if gradients is not None:
                 gradients[parameter] = parameter.grad
-    factor = clip(model.parameters(), max_norm)
-    if gradients is None or factor == 1:
-        return gradients
-    return {parameter: factor * gradient for parameter, gradient in gradients.items()}
+    for clipping in clippings:
+        factor = clipping.apply(model.parameters())
+        if gradients is not None:
+            gradients = {p: clipping.of_graph(g, factor) for p, g in gradients.items()}
+    return gradients
 
 
 def _with_graph(loss: Tensor, model: nn.Module, theta: Collection[Tensor]) -> ByParameter:
@@ -143,11 +145,3 @@ def add_gradients(parameters: Mapping[str, Tensor], gradients: Mapping[str, Tens
             parameter.grad = torch.empty_like(parameter).copy_(gradient)
         else:
             parameter.grad += gradient
-
-
-def clip(parameters: Iterable[Tensor], max_norm: float | None) -> float:
-    """Scale gradients down to ``max_norm``, their norm together; return the factor."""
-    if max_norm is None:
-        return 1.0
-    norm = float(nn.utils.clip_grad_norm_([p for p in parameters if p.grad is not None], max_norm))
-    return min(1.0, max_norm / (norm + 1e-6))

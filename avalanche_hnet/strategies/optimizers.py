@@ -8,15 +8,11 @@ from avalanche.models.dynamic_optimizers import update_optimizer
 from torch import nn
 from torch.optim import Optimizer
 
+from avalanche_hnet.core.common.optimizers import parameters_of
 from avalanche_hnet.core.regularizers.lookahead import fresh_optimizer
 from avalanche_hnet.strategies.roles import Roles
 
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]
-
-
-def parameters_of(optimizer: Optimizer) -> list[nn.Parameter]:
-    """All parameters of the optimizer, in its order."""
-    return [p for group in optimizer.param_groups for p in group["params"]]
 
 
 def hand_over_theta(

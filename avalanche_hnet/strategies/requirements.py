@@ -17,6 +17,7 @@ from avalanche_hnet.core.regularizers import Penalty, Regularizer
 from avalanche_hnet.core.regularizers.lookahead import fresh_optimizer, optimizer_step
 from avalanche_hnet.data.experiences import labels_of, stated_classes
 from avalanche_hnet.models.hyper_model import HyperModel
+from avalanche_hnet.plugins.clip_gradient import ClipGradientPlugin
 from avalanche_hnet.plugins.finite_loss import refuse_loss
 
 
@@ -66,8 +67,10 @@ def check_arguments(
         )
 
 
-def check_plugins(plugins: Sequence[object], in_memory: object) -> None:
-    """Refuse regularisers among the plugins, and plugins in place of the switch ``in_memory``."""
+def check_plugins(
+    plugins: Sequence[object], in_memory: object, clip_grad_norm: float | None
+) -> None:
+    """Refuse regularisers among the plugins, and plugins that an argument stands for as well."""
     for plugin in plugins:
         if isinstance(plugin, Regularizer):
             raise TypeError(
@@ -78,6 +81,11 @@ def check_plugins(plugins: Sequence[object], in_memory: object) -> None:
         raise TypeError(
             f"in_memory must be True or False, got {in_memory!r}; an InMemoryPlugin with other "
             "options belongs among the plugins"
+        )
+    if clip_grad_norm is not None and any(isinstance(p, ClipGradientPlugin) for p in plugins):
+        raise ValueError(
+            f"clip_grad_norm={clip_grad_norm} does not go with a ClipGradientPlugin among the "
+            "plugins, which clips as well; give one of them"
         )
 
 

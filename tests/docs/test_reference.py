@@ -18,13 +18,14 @@ def entries():
 
 def test_every_public_name_has_one_entry():
     public = {f"{m}.{name}" for m in MODULES for name in import_module(m).__all__}
+    public.add("avalanche_hnet.EWC")  # which a star import leaves out
     listed = Counter(entries())
     assert public - listed.keys() == set()
     assert max(listed.values()) == 1
 
 
 @pytest.mark.parametrize("entry", entries())
-def test_entries_are_exported_and_documented(entry):
+def test_entries_are_importable_and_documented(entry):
     module, _, name = entry.rpartition(".")
-    assert name in import_module(module).__all__
+    assert hasattr(import_module(module), name)
     assert getattr(import_module(module), name).__doc__

@@ -6,7 +6,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 
 from avalanche_hnet import EWC, FixedTarget, HyperModel, Jacobian, ValuePreserving
+from avalanche_hnet.core.common.clipping import Clipping
 from avalanche_hnet.core.hypernetworks.chunked import ChunkedHyperNetwork
+from avalanche_hnet.plugins.clip_gradient import clippings_of
 from experiments import toy_regression
 from experiments.common.hypernet import HypernetOptions
 from experiments.toy_regression import ToyRegressionOptions, learn, main_network, summary
@@ -147,7 +149,8 @@ def test_options_reach_the_model():
 def test_options_reach_the_strategy(tmp_path):
     chosen = HypernetOptions(clip_grad_norm=2.0, train_from_scratch=True, regularizer="none")
     strategy = toy_regression.make_strategy(options(hypernet=chosen), 10, tmp_path)
-    assert (strategy.clip_grad_norm, strategy.train_from_scratch) == (2.0, True)
+    assert clippings_of(strategy) == [Clipping(norm=2.0)]
+    assert strategy.train_from_scratch
     assert strategy.regularizer is None
     rate = HypernetOptions(learning_rate=0.5)
     strategy = toy_regression.make_strategy(options(hypernet=rate), 10, tmp_path)

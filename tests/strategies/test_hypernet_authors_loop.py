@@ -6,7 +6,14 @@ import pytest
 import torch
 from avalanche.training.plugins import LRSchedulerPlugin, SupervisedPlugin
 
-from avalanche_hnet import EWC, FixedTarget, Gaussian, Jacobian, ValuePreserving
+from avalanche_hnet import (
+    EWC,
+    ClipGradientPlugin,
+    FixedTarget,
+    Gaussian,
+    Jacobian,
+    ValuePreserving,
+)
 from avalanche_hnet.benchmarks import Regression1D
 from tests.support.authors_loop import SGD, Adagrad, Adam, AuthorsLoop
 from tests.support.hypernet_strategies import CHUNKS, OWN_CHUNKS, PREFIX, adam
@@ -222,7 +229,8 @@ def test_a_task_that_comes_back_is_not_regularised_against_itself():
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("differentiable", [False, True])
 @pytest.mark.parametrize("clip", [0.1, 0.3])
-def test_clipping_equals_the_authors_loop(clip, differentiable):
+@pytest.mark.parametrize("by_plugin", [False, True])
+def test_clipping_equals_the_authors_loop(clip, differentiable, by_plugin):
     assert_equals_authors_loop(
         FixedTarget(20.0, differentiable_lookahead=differentiable),
         {
@@ -231,9 +239,33 @@ def test_clipping_equals_the_authors_loop(clip, differentiable):
             "differentiable": differentiable,
             "optimizer": lambda: SGD(0.01),
         },
+        *([ClipGradientPlugin(norm=clip)] if by_plugin else []),
         optimizer=sgd,
-        clip_grad_norm=clip,
+        **({} if by_plugin else {"clip_grad_norm": clip}),
     )
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("differentiable", [False, True])
+@pytest.mark.parametrize("clip", [None, 0.05])
+def test_clipping_by_value_equals_the_authors_loop(clip, differentiable):
+    assert_equals_authors_loop(
+        FixedTarget(20.0, differentiable_lookahead=differentiable),
+        {
+            "beta": 20.0,
+            "clip": clip,
+            "clip_value": 0.01,
+            "differentiable": differentiable,
+            "optimizer": lambda: SGD(0.01),
+        },
+        ClipGradientPlugin(norm=clip, value=0.01),
+        optimizer=sgd,
+    )
+
+
+@pytest.mark.usefixtures("float64")
+def test_clipping_without_a_regulariser_equals_the_authors_loop():
+    assert_equals_authors_loop(None, {"beta": 0.0, "clip": 0.1}, ClipGradientPlugin(norm=0.1))
 
 
 @pytest.mark.usefixtures("float64")

@@ -5,7 +5,15 @@ import torch
 from avalanche.benchmarks import tensors_benchmark
 from torch import nn
 
-from avalanche_hnet import EWC, Categorical, FixedTarget, Gaussian, Jacobian, ValuePreserving
+from avalanche_hnet import (
+    EWC,
+    Categorical,
+    ClipGradientPlugin,
+    FixedTarget,
+    Gaussian,
+    Jacobian,
+    ValuePreserving,
+)
 from tests.support.hypernets import adapted, hyper_model, learner, values
 from tests.support.models import mlp
 from tests.support.streams import regression_stream, task_stream
@@ -50,6 +58,11 @@ from tests.support.streams import regression_stream, task_stream
 def test_bad_arguments_of_the_strategy_are_refused(options, error, message):
     with pytest.raises(error, match=message):
         learner(hyper_model(), options.pop("regularizer", None), **options)
+
+
+def test_clipping_twice_is_refused():
+    with pytest.raises(ValueError, match=r"clip_grad_norm=2\.0 does not go with a ClipGradient"):
+        learner(hyper_model(), None, ClipGradientPlugin(norm=1.0), clip_grad_norm=2.0)
 
 
 def test_another_model_is_refused():

@@ -6,10 +6,10 @@ from torch import nn
 from torch.func import functional_call
 
 from avalanche_hnet import FixedTarget, HyperNetwork, ValuePreserving
+from avalanche_hnet.core.common.clipping import Clipping
 from avalanche_hnet.core.regularizers import Experience, Penalty, Regularizer
 from avalanche_hnet.strategies.hypernet_step import (
     add_gradients,
-    clip,
     look_ahead,
     penalty_ahead,
     task_gradients,
@@ -121,7 +121,7 @@ def test_clipping_is_over_all_parameters_together(max_norm):
     norm = torch.cat([g.flatten() for g in gradients]).norm()
     factor = min(1, max_norm / (norm + 1e-6))
     with_graph = task_gradients(
-        loss_of(ours), ours, parameters[:-1], max_norm=max_norm, differentiable=True
+        loss_of(ours), ours, parameters[:-1], clippings=[Clipping(max_norm)], differentiable=True
     )
     for parameter, gradient in zip(parameters, gradients, strict=True):
         torch.testing.assert_close(parameter.grad, factor * gradient)
@@ -129,14 +129,22 @@ def test_clipping_is_over_all_parameters_together(max_norm):
         torch.testing.assert_close(gradient.detach(), parameter.grad)
 
 
-def test_factor_of_clipping():
-    parameter = nn.Parameter(torch.zeros(2))
-    parameter.grad = torch.tensor([3.0, 4.0])
-    untouched = nn.Parameter(torch.zeros(2))
-    assert clip([parameter, untouched], None) == clip([parameter], 5.1) == 1
-    assert clip([parameter, untouched], 0.5) == pytest.approx(0.1, rel=1e-6)
-    torch.testing.assert_close(parameter.grad, torch.tensor([0.3, 0.4]), rtol=1e-6, atol=0)
-    assert untouched.grad is None
+@pytest.mark.parametrize("value", [1e-3, 1e6])
+def test_clipped_values_are_differentiated_where_they_are_not_cut(value):
+    ours = hypernetwork()
+    theta = [*ours.shared_parameters().values()]
+    by_hand = torch.autograd.grad(loss_of(ours), theta, create_graph=True)
+    expected = [torch.where(g.abs() > value, value * g.detach().sign(), g) for g in by_hand]
+    gradients = task_gradients(
+        loss_of(ours), ours, theta, clippings=[Clipping(value=value)], differentiable=True
+    )
+    torch.testing.assert_close([gradients[p] for p in theta], expected)
+    torch.testing.assert_close([p.grad for p in theta], [g.detach() for g in expected])
+    second, by_hand = (
+        torch.autograd.grad(sum(g.square().sum() for g in of_theta), theta)
+        for of_theta in ([gradients[p] for p in theta], expected)
+    )
+    torch.testing.assert_close(second, by_hand)
 
 
 @pytest.mark.parametrize("lookahead", ["sgd", "optimizer", None])

@@ -65,6 +65,7 @@ class AuthorsLoop:
         variance=1.0,
         online=True,
         clip=None,
+        clip_value=None,
         gradient_factor=1.0,
         optimizer=lambda: Adam(0.01),
         embedding_optimizer=None,
@@ -84,7 +85,8 @@ class AuthorsLoop:
         self.differentiable, self.train_previous = differentiable, train_previous
         self.multi_head, self.masked, self.fisher_weights = multi_head, masked, fisher_weights
         self.gamma, self.variance, self.online = gamma, variance, online
-        self.clip, self.gradient_factor = clip, gradient_factor
+        self.clip, self.clip_value = clip, clip_value
+        self.gradient_factor = gradient_factor
         self.make_optimizer = optimizer
         self.make_embedding_optimizer = embedding_optimizer or optimizer
         self.decay_per_epoch, self.reset, self.scratch = decay_per_epoch, reset, scratch
@@ -230,7 +232,7 @@ class AuthorsLoop:
                 strict=True,
             )
         )
-        self.clip_norm(task_gradients)
+        self.clip_gradients(task_gradients)
         if not self.differentiable:
             task_gradients = {n: g.detach() for n, g in task_gradients.items()}
         change = {}
@@ -252,11 +254,14 @@ class AuthorsLoop:
                 allow_unused=True,
             )
             full = {n: gradients[n] + g for n, g in zip(theta, found, strict=True)}
-            self.clip_norm(full)
+            self.clip_gradients(full)
             gradients |= full
         return {n: self.gradient_factor * g for n, g in gradients.items()}, loss.detach()
 
-    def clip_norm(self, gradients):
+    def clip_gradients(self, gradients):
+        if self.clip_value is not None:
+            for n, g in gradients.items():
+                gradients[n] = torch.where(g.abs() > self.clip_value, self.clip_value * g.sign(), g)
         if self.clip is not None:
             norm = torch.cat([g.detach().flatten() for g in gradients.values()]).norm()
             for n in gradients:

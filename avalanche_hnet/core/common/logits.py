@@ -21,6 +21,9 @@ def logits_of(outputs: Any) -> Tensor:
     A criterion may use it, to train a model that returns more than its logits:
     ``criterion=lambda outputs, y: F.cross_entropy(logits_of(outputs), y)``.
 
+    Returns:
+        The tensor (B, …) itself, with its graph.
+
     Raises:
         TypeError: if there are none, naming what the model returned.
     """

@@ -37,6 +37,15 @@ def register_fisher_rule(
     The rule is called as ``rule(layer, inputs, output_gradients)`` and returns, by parameter
     name, tensors of the parameters' shapes: Σ_n (∂ℓ_n/∂θ)² over the samples n in dimension 0.
     :func:`predict` differentiates it by the output gradients.
+
+    Args:
+        layer_types: classes of layers; a rule that they already have is replaced.
+
+    Returns:
+        The decorator, which registers the rule and returns it as it is.
+
+    Raises:
+        TypeError: if one of ``layer_types`` is no class of modules.
     """
     return registering(_rules, layer_types)
 

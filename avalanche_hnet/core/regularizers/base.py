@@ -67,6 +67,8 @@ class Experience:
 class Regularizer(ABC):
     """A penalty on changes of a hypernetwork, of strength ``beta``.
 
+    The second term of the loss in von Oswald et al. 2020 (arXiv 1906.00695), equation 2.
+
     A strategy calls :meth:`before_experience`, then in each iteration :meth:`penalty`, then
     :meth:`after_experience`. State is kept for one hypernetwork only.
 

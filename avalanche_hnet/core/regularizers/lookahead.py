@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.overrides import TorchFunctionMode
 
+from avalanche_hnet.core.common.optimizers import parameters_of
 from avalanche_hnet.core.regularizers import adam_step
 
 Lookahead = Literal["optimizer", "sgd"]
@@ -37,6 +38,10 @@ def optimizer_step(
         differentiable: whether Δ is a function of ``gradients`` and parameters for autograd. The
             optimizer's memory is constant. Where g is zero and Adam's like have a kink, the
             derivative is zero.
+
+    Returns:
+        Δp by parameter, of p's shape, for those with a gradient; without a graph unless
+        ``differentiable``.
 
     Raises:
         ValueError: if the step needs a closure, a gradient does not fit a parameter of the
@@ -82,7 +87,12 @@ def sgd_step(
 ) -> dict[Tensor, Tensor]:
     """Δp = −lr · g with the learning rate of p's group, whatever the optimizer makes of it.
 
-    With the group's option ``maximize`` it is +lr · g. Arguments as in :func:`optimizer_step`.
+    With the group's option ``maximize`` it is +lr · g. The ``"sgd"`` that regularisers may look
+    ahead to (von Oswald et al. 2020, arXiv 1906.00695). Arguments as in :func:`optimizer_step`.
+
+    Returns:
+        Δp by parameter, of p's shape, for those with a gradient; without a graph unless
+        ``differentiable``.
 
     Raises:
         ValueError: if a gradient does not fit a parameter of the optimizer, or a group has no lr.
@@ -104,6 +114,13 @@ def fresh_optimizer(optimizer: Optimizer, parameters: Iterable[nn.Parameter]) ->
     """An optimizer of the same class and options for other parameters, without memory.
 
     The options are the present ones of the first group, or attributes of the same name.
+
+    Args:
+        optimizer: the example; it is left as it is.
+        parameters: of the new optimizer, in one group.
+
+    Returns:
+        A new optimizer of the class of ``optimizer``, which has taken no step.
 
     Raises:
         ValueError: if the class has other arguments than such options, or refuses them.
@@ -140,7 +157,7 @@ def _options(cls: type[Optimizer]) -> set[str]:
 
 def _gradients(optimizer: Optimizer, gradients: Gradients | None) -> dict[Tensor, Tensor]:
     """The gradients of those parameters of the optimizer that have one, in its order."""
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    parameters = parameters_of(optimizer)
     if gradients is None:
         return {p: p.grad for p in parameters if p.grad is not None}
     for p, gradient in gradients.items():

@@ -12,6 +12,10 @@ from torch import Tensor
 class Likelihood(ABC):
     """The distribution p(y | f(x)) of targets y given a model's outputs f(x).
 
+    Its negative logarithm is the loss of a sample, and its expectation over y makes the Fisher
+    (Martens 2020, *New insights and perspectives on the natural gradient method*, arXiv 1412.1193,
+    section 5).
+
     In every method the first dimension of ``outputs`` and ``targets`` counts the B samples.
     """
 
