@@ -20,7 +20,7 @@ from avalanche.training.determinism.rng_manager import RNGManager
 from rich.table import Table
 from torch import nn
 
-from avalanche_hnet import GaussianPosterior, PriorEWCPlugin, predict
+from avalanche_hnet import Posterior, PriorEWCPlugin, predict
 from avalanche_hnet.core.posterior.predict import PredictionMethod
 from experiments import split_digits, split_mnist
 from experiments.common.comparison.learning import make_strategy
@@ -114,7 +114,7 @@ def learn(
 
 def judge(
     model: nn.Module,
-    posterior: GaussianPosterior,
+    posterior: Posterior,
     stream: Sequence[CLExperience],
     n_samples: int,
 ) -> Qualities:

@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from avalanche_hnet import (
     Gaussian,
-    GaussianPosterior,
+    Posterior,
     PriorEWCPlugin,
     RegressionPrediction,
     predict,
@@ -130,7 +130,7 @@ def make_strategy(
 def posterior_prediction(
     options: UncertaintyOptions,
     model: nn.Module,
-    posterior: GaussianPosterior,
+    posterior: Posterior,
     generator: torch.Generator,
     task: int,
     x: NDArray[np.float64],

@@ -30,7 +30,8 @@ from avalanche_hnet.core.common.likelihoods import (
 )
 from avalanche_hnet.core.common.logits import logits_of
 from avalanche_hnet.core.fisher.batch_statistics import refuse_batch_statistics
-from avalanche_hnet.core.fisher.diagonal import diagonal_fisher
+from avalanche_hnet.core.fisher.kronecker_layer import KroneckerFisher
+from avalanche_hnet.core.fisher.kronecker_sums import WeightSharing
 from avalanche_hnet.core.fisher.options import FisherKind
 from avalanche_hnet.core.posterior.gaussian import PriorMean
 from avalanche_hnet.core.posterior.structure import Structure, make_posterior
@@ -53,8 +54,8 @@ from avalanche_hnet.plugins.prior_ewc_checks import (
 )
 from avalanche_hnet.plugins.prior_ewc_log import (
     publish_cost,
-    publish_eigenvalues,
     publish_distribution,
+    publish_eigenvalues,
     publish_losses,
 )
 from avalanche_hnet.plugins.strategy_batch import taken_apart
@@ -293,7 +294,8 @@ class PriorEWCPlugin(SupervisedPlugin):
         )
         seconds = time.perf_counter() - start
         publish_cost(strategy, self, seconds, len(dataset) if rows is None else len(rows))
-        publish_distribution(strategy, self, "Fisher", _select(diagonal_of(fisher), active))
+        diagonal = fisher.whole_diagonal() if isinstance(fisher, KroneckerFisher) else fisher
+        publish_distribution(strategy, self, "Fisher", _select(diagonal, active))
         self.posterior.update(parameters, fisher, len(dataset), active, self.gamma)
         self.posterior.likelihood = experience.likelihood
         log_precision = _select(self.posterior.precision, active).log()

@@ -5,9 +5,12 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 
+import torch
 from avalanche.training.templates import SupervisedTemplate
 from torch import Tensor
 
+from avalanche_hnet.core.posterior.kronecker import KroneckerPosterior
+from avalanche_hnet.core.posterior.protocol import Posterior
 from avalanche_hnet.plugins.publish import Histogram, publish
 
 
@@ -25,6 +28,13 @@ def publish_cost(
     """How long the Fisher took, and of how many samples it is."""
     publish(strategy, origin, "PriorEWC/FisherSeconds", seconds)
     publish(strategy, origin, "PriorEWC/FisherSamples", float(n_samples))
+
+
+def publish_eigenvalues(strategy: SupervisedTemplate, origin: object, posterior: Posterior) -> None:
+    """The logarithms of the eigenvalues of Λ of all layers that have a Kronecker product."""
+    if isinstance(posterior, KroneckerPosterior) and (layers := posterior.covariances()):
+        variances = torch.cat([layer.variances.flatten() for layer in layers.values()])
+        publish_distribution(strategy, origin, "LogEigenvalues", -variances.log())
 
 
 def publish_distribution(

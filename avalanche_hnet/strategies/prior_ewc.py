@@ -13,8 +13,11 @@ from torch import nn
 from torch.optim import Optimizer
 
 from avalanche_hnet.core.common.likelihoods import Likelihood
-from avalanche_hnet.core.fisher.diagonal import FisherKind
-from avalanche_hnet.core.posterior.gaussian import GaussianPosterior, PriorMean
+from avalanche_hnet.core.fisher.kronecker_sums import WeightSharing
+from avalanche_hnet.core.fisher.options import FisherKind
+from avalanche_hnet.core.posterior.gaussian import PriorMean
+from avalanche_hnet.core.posterior.protocol import Posterior
+from avalanche_hnet.core.posterior.structure import Structure
 from avalanche_hnet.plugins.penalty_step import PenaltyStep
 from avalanche_hnet.plugins.prior_ewc import PriorEWCPlugin
 from avalanche_hnet.strategies.any_batches import AnyBatches
@@ -43,7 +46,7 @@ class PriorEWC(AnyBatches, SupervisedTemplate):
         model: any module.
         optimizer: of the model's parameters.
         criterion: called with outputs and targets; None: ``nn.CrossEntropyLoss()``.
-        ewc_lambda: see :class:`PriorEWCPlugin`, as for all up to ``penalty_step``: λ ≥ 0.
+        ewc_lambda: see :class:`PriorEWCPlugin`, as for all up to ``weight_sharing``: λ ≥ 0.
         prior_variance: σ² > 0.
         gamma: γ in [0, 1].
         fisher: ``"empirical"``, ``"sampled"`` or ``"exact"``.
@@ -54,6 +57,9 @@ class PriorEWC(AnyBatches, SupervisedTemplate):
         log_every: iterations between two published losses.
         generator: of random numbers for the Fisher; None: PyTorch's global state.
         penalty_step: ``"auto"``, ``"implicit"`` or ``"gradient"``.
+        structure: ``"diagonal"`` or ``"kronecker"``.
+        rank: of ``"kronecker"``: products that are kept for a layer; None: one for each experience.
+        weight_sharing: of ``"kronecker"``: ``"expand"`` or ``"reduce"``.
         train_mb_size: samples of a batch in training.
         train_epochs: epochs of each experience.
         eval_mb_size: samples of a batch in evaluation; None: as in training.
@@ -86,6 +92,9 @@ class PriorEWC(AnyBatches, SupervisedTemplate):
         log_every: int = 50,
         generator: torch.Generator | None = None,
         penalty_step: PenaltyStep = "auto",
+        structure: Structure = "diagonal",
+        rank: int | None = 1,
+        weight_sharing: WeightSharing = "expand",
         train_mb_size: int = 1,
         train_epochs: int = 1,
         eval_mb_size: int | None = 1,
@@ -125,6 +134,9 @@ class PriorEWC(AnyBatches, SupervisedTemplate):
             log_every=log_every,
             generator=generator,
             penalty_step=penalty_step,
+            structure=structure,
+            rank=rank,
+            weight_sharing=weight_sharing,
         )
         super().__init__(
             model=model,
@@ -141,6 +153,6 @@ class PriorEWC(AnyBatches, SupervisedTemplate):
         )
 
     @property
-    def posterior(self) -> GaussianPosterior:
-        """The :class:`GaussianPosterior`; save and load it with its ``state_dict``."""
+    def posterior(self) -> Posterior:
+        """The plugin's; save and load it with its ``state_dict``."""
         return self._prior_ewc.posterior

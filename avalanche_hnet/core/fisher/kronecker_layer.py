@@ -123,3 +123,10 @@ class KroneckerFisher:
 
     layers: dict[str, KroneckerFactor]
     diagonal: dict[str, Tensor]
+
+    def whole_diagonal(self) -> dict[str, Tensor]:
+        """That of all parameters, in their shapes: of the products, and of what is left."""
+        total = dict(self.diagonal)
+        for layer in self.layers.values():
+            total |= layer.diagonal()
+        return total

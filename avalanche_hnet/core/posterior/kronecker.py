@@ -90,6 +90,15 @@ class KroneckerPosterior:
         return self._parts.elements.mean
 
     @property
+    def precision(self) -> dict[str, Tensor]:
+        """The diagonal of Λ by parameter name."""
+        diagonal = dict(self._parts.elements.precision)
+        for layer in self._parts.layers.values():
+            for name, of_products in layer.diagonal().items():
+                diagonal[name] = diagonal[name] + of_products
+        return diagonal
+
+    @property
     def known(self) -> dict[str, Tensor]:
         """Boolean tensors by parameter name."""
         return self._parts.elements.known

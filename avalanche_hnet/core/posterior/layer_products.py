@@ -37,6 +37,14 @@ class LayerProducts:
         single = self.products[0] if len(self.products) == 1 else nearest_product(self.products)
         return Eigenbasis.of(single)
 
+    def diagonal(self) -> dict[str, Tensor]:
+        """That of Σ_k A_k ⊗ G_k, in the shapes of the layer's parameters, by name."""
+        total: dict[str, Tensor] = {}
+        for inputs, outputs in self.products:
+            for name, part in KroneckerFactor(self.layout, inputs, outputs).diagonal().items():
+                total[name] = total[name] + part if name in total else part
+        return total
+
     def times(self, deviation: Tensor, added: Tensor, beta: float, factor: float) -> Tensor:
         """``beta · added + factor · Σ_k G_k D A_k`` for a deviation D (K, O, I)."""
         for inputs, outputs in self.products:

@@ -51,6 +51,10 @@ class Posterior(Protocol):
         """φ* by parameter name."""
 
     @property
+    def precision(self) -> dict[str, Tensor]:
+        """The diagonal of Λ by parameter name."""
+
+    @property
     def known(self) -> dict[str, Tensor]:
         """Boolean tensors by parameter name."""
 
