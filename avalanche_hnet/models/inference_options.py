@@ -13,9 +13,9 @@ import torch
 from avalanche_hnet.core.common.arguments import at_least, generator_or_none, one_of
 from avalanche_hnet.core.common.likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
 from avalanche_hnet.core.common.task_statistics import TaskStatistics
-from avalanche_hnet.core.posterior.gaussian import GaussianPosterior
 from avalanche_hnet.core.posterior.learned_likelihood import likelihood_to_predict_with
 from avalanche_hnet.core.posterior.predictor import PredictionMethod
+from avalanche_hnet.core.posterior.protocol import Posterior
 from avalanche_hnet.core.posterior.task_criteria import InferenceCriterion
 
 Options = TypeVar("Options")
@@ -35,7 +35,7 @@ class InferenceOptions:
     criterion: InferenceCriterion = "entropy"
     _: KW_ONLY
     tasks: Sequence[int] | None = None
-    posterior: GaussianPosterior | None = None
+    posterior: Posterior | None = None
     method: PredictionMethod = "linearized"
     n_samples: int = 30
     likelihood: Likelihood | None = None
@@ -49,8 +49,11 @@ class InferenceOptions:
         one_of(PredictionMethod, method=self.method)
         at_least(1, n_samples=self.n_samples)
         generator_or_none(generator=self.generator)
-        if self.posterior is not None and not isinstance(self.posterior, GaussianPosterior):
-            raise TypeError(f"posterior must be a GaussianPosterior, got {self.posterior!r}")
+        if self.posterior is not None and not isinstance(self.posterior, Posterior):
+            raise TypeError(
+                "posterior must be a GaussianPosterior or a KroneckerPosterior, got "
+                f"{self.posterior!r}"
+            )
         if self.statistics is not None and not isinstance(self.statistics, TaskStatistics):
             raise TypeError(f"statistics must be a TaskStatistics, got {self.statistics!r}")
         learned = likelihood_to_predict_with(self.likelihood, self.posterior)

@@ -7,8 +7,8 @@ from weakref import ref
 
 from torch import Tensor, nn
 
-from avalanche_hnet.core.posterior.gaussian import GaussianPosterior
 from avalanche_hnet.core.posterior.gaussian_checks import is_at_mean
+from avalanche_hnet.core.posterior.protocol import Posterior
 
 Remembered = Mapping[str, "ref[nn.Parameter]"]
 
@@ -18,7 +18,7 @@ def remember(model: nn.Module) -> Remembered:
     return {name: ref(parameter) for name, parameter in model.named_parameters()}
 
 
-def refuse_replaced(posterior: GaussianPosterior, model: nn.Module, before: Remembered) -> None:
+def refuse_replaced(posterior: Posterior, model: nn.Module, before: Remembered) -> None:
     """Check that what the posterior knows is still where it was.
 
     A parameter may be the same object, whatever its values, or another that starts with the rows

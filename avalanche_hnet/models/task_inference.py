@@ -16,8 +16,8 @@ from avalanche_hnet.core.common.likelihoods import Gaussian, Likelihood
 from avalanche_hnet.core.common.masking import MASK_VALUE
 from avalanche_hnet.core.common.samples import as_samples
 from avalanche_hnet.core.common.task_statistics import TaskStatistics
-from avalanche_hnet.core.posterior.gaussian import GaussianPosterior
 from avalanche_hnet.core.posterior.predictor import PredictionMethod
+from avalanche_hnet.core.posterior.protocol import Posterior
 from avalanche_hnet.core.posterior.task_criteria import InferenceCriterion, doubt, entropy
 from avalanche_hnet.models.hyper_model import HyperModel
 from avalanche_hnet.models.inference_options import InferenceOptions
@@ -80,7 +80,7 @@ class TaskInference(nn.Module):
         criterion: InferenceCriterion = "entropy",
         *,
         tasks: Sequence[int] | None = None,
-        posterior: GaussianPosterior | None = None,
+        posterior: Posterior | None = None,
         method: PredictionMethod = "linearized",
         n_samples: int = 30,
         likelihood: Likelihood | None = None,

@@ -320,7 +320,11 @@ BAD = [
     ({"n_samples": 0}, ValueError, "n_samples must be at least 1, got 0"),
     ({"n_samples": 1.5}, TypeError, "n_samples must be an integer of at least 1, got 1.5"),
     ({"model": 3}, TypeError, "model must be a torch.nn.Module, got 3"),
-    ({"posterior": {}}, TypeError, r"posterior must be a GaussianPosterior, got \{\}"),
+    (
+        {"posterior": {}},
+        TypeError,
+        r"posterior must be a .* KroneckerPosterior, got \{\}",
+    ),
     ({"likelihood": Poisson()}, TypeError, r"likelihood must be .*, got Poisson\(\)"),
     ({"criterion": "agreement"}, ValueError, f"criterion='agreement' {UNCERTAIN}"),
     (

@@ -1,10 +1,15 @@
 """Kronecker-factored posteriors, and their explicit matrices."""
 
 import torch
+from torch import nn
 from torch.func import functional_call, jacrev
 
 from avalanche_hnet import Gaussian, KroneckerPosterior
-from avalanche_hnet.core.fisher.kronecker_layer import KroneckerFactor, KroneckerFisher
+from avalanche_hnet.core.fisher.kronecker_layer import (
+    KroneckerFactor,
+    KroneckerFisher,
+    LayerLayout,
+)
 
 
 def everything(parameters):
@@ -101,3 +106,40 @@ def linearised(model, posterior, x, *label):
     for name, j in jacobian.items():
         total += (j**2 / parts.elements.precision[name]).flatten(1).sum(1)
     return rows, total.view_as(rows)
+
+
+def linear(name="layer", bias=True):
+    return LayerLayout(f"{name}.weight", f"{name}.bias" if bias else None, 1, False, (4,))
+
+
+LAYOUTS = {
+    "linear": ((3, 4), linear()),
+    "no bias": ((3, 4), linear(bias=False)),
+    "convolution": ((3, 2, 2), LayerLayout("layer.weight", "layer.bias", 1, False, (2, 2))),
+    "groups": ((4, 2, 2), LayerLayout("layer.weight", "layer.bias", 2, False, (2, 2))),
+    "table": ((5, 3), LayerLayout("layer.weight", None, 1, True, (3,))),
+}
+
+
+def parameters_of(kind, seed=0):
+    """Parameters of a layer of one of ``LAYOUTS``, and one of no layer."""
+    generator = torch.Generator().manual_seed(seed)
+    shape, layout = LAYOUTS[kind]
+    shapes = {"layer.weight": shape, "norm": (3,)}
+    if layout.bias is not None:
+        shapes["layer.bias"] = shape[:1]
+    return {n: nn.Parameter(torch.randn(s, generator=generator)) for n, s in shapes.items()}
+
+
+def block_masks(parameters, layout, seed):
+    """Some units, by some inputs of a table; some elements of what is no layer."""
+    generator = torch.Generator().manual_seed(seed)
+    weight = parameters[layout.weight]
+    rows = torch.rand(len(weight), generator=generator) < 0.6
+    masks = {
+        n: (rows.view(-1, *[1] * (p.dim() - 1)) & torch.ones_like(p, dtype=torch.bool)).detach()
+        for n, p in parameters.items()
+        if n in layout.names
+    }
+    masks["norm"] = torch.rand(3, generator=generator) < 0.6
+    return masks

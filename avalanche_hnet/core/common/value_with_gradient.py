@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-ValueAndGradients = Callable[[Sequence[Tensor]], tuple[Tensor, list[Tensor]]]
+ValueAndGradients = Callable[[tuple[Tensor, ...]], tuple[Tensor, list[Tensor]]]
 
 
 def value_with_gradient(compute: ValueAndGradients, parameters: Sequence[Tensor]) -> Tensor:

@@ -10,11 +10,11 @@ import torch
 from torch import nn
 
 from avalanche_hnet.core.common.evaluation import evaluating, usable
-from avalanche_hnet.core.posterior.gaussian import GaussianPosterior
 from avalanche_hnet.core.posterior.gaussian_tensors import fits
+from avalanche_hnet.core.posterior.protocol import Posterior
 
 
-def fitted(posterior: GaussianPosterior, model: nn.Module) -> GaussianPosterior:
+def fitted(posterior: Posterior, model: nn.Module) -> Posterior:
     """The posterior, with the prior for what the model has gained since, as heads in evaluation.
 
     Raises:
@@ -38,7 +38,7 @@ def fitted(posterior: GaussianPosterior, model: nn.Module) -> GaussianPosterior:
 
 
 @contextmanager
-def at_mean(model: nn.Module, posterior: GaussianPosterior) -> Iterator[None]:
+def at_mean(model: nn.Module, posterior: Posterior) -> Iterator[None]:
     """Evaluation mode, and the posterior's mean in place of the model's parameters.
 
     Gradients are on inside, in inference mode as well.

@@ -123,7 +123,7 @@ class _Batch:
     def add_to(self, variance: Tensor, is_needed: Callable[[Tensor], Tensor] | None) -> None:
         """Add the layers' share to variances (B, …)."""
         n_samples = len(self.outputs)
-        needed = range(self.outputs[0].numel())
+        needed: Sequence[int] = range(self.outputs[0].numel())
         if is_needed is not None:
             needed = is_needed(self.outputs).nonzero()[:, 0].tolist()
         for unit in needed:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from avalanche_hnet.core.common.likelihoods import Gaussian, Likelihood
-from avalanche_hnet.core.posterior.gaussian import GaussianPosterior
+from avalanche_hnet.core.posterior.protocol import Posterior
 
 
 def likelihood_to_predict_with(
-    likelihood: Likelihood | None, posterior: GaussianPosterior | None
+    likelihood: Likelihood | None, posterior: Posterior | None
 ) -> Likelihood | None:
     """What is asked for, or else what the posterior was learned with; None if nobody knows.
 

@@ -115,7 +115,8 @@ class _Basis(NamedTuple):
             units.append(flat)
             norms.append(norm)
             inner.append(torch.einsum("nkx,mkx->knm", flat, flat).double())
-        return cls(*units, (norms[0] * norms[1]).T, *inner)
+        weights = (norms[0] * norms[1]).T
+        return cls(units[0], units[1], weights, inner[0], inner[1])
 
     def weighted_outputs(self) -> Tensor:
         """w_k Q_kl w_l."""

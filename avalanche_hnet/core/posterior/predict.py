@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from avalanche_hnet.core.common.likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
-from avalanche_hnet.core.posterior.gaussian import GaussianPosterior
 from avalanche_hnet.core.posterior.learned_likelihood import likelihood_to_predict_with
 from avalanche_hnet.core.posterior.predictor import (
     PredictionMethod,
     Predictor,
     RegressionPrediction,
 )
+from avalanche_hnet.core.posterior.protocol import Posterior
 
 __all__ = ["PredictionMethod", "Predictor", "RegressionPrediction", "predict"]
 
@@ -22,7 +22,7 @@ __all__ = ["PredictionMethod", "Predictor", "RegressionPrediction", "predict"]
 @overload
 def predict(
     model: nn.Module,
-    posterior: GaussianPosterior,
+    posterior: Posterior,
     x: Any,
     method: PredictionMethod = ...,
     *,
@@ -36,7 +36,7 @@ def predict(
 @overload
 def predict(
     model: nn.Module,
-    posterior: GaussianPosterior,
+    posterior: Posterior,
     x: Any,
     method: PredictionMethod = ...,
     *,
@@ -50,7 +50,7 @@ def predict(
 @overload
 def predict(
     model: nn.Module,
-    posterior: GaussianPosterior,
+    posterior: Posterior,
     x: Any,
     method: PredictionMethod = ...,
     *,
@@ -63,7 +63,7 @@ def predict(
 
 def predict(
     model: nn.Module,
-    posterior: GaussianPosterior,
+    posterior: Posterior,
     x: Any,
     method: PredictionMethod = "linearized",
     *,
@@ -92,8 +92,8 @@ def predict(
     Args:
         model: called as ``model(x)``, or as ``model(x, task_label)`` if that is given. What it
             returns may have more in it than the logits (:func:`logits_of`).
-        posterior: of the model's parameters, by their names in it. Parameters that it does not
-            know are taken as they are.
+        posterior: of the model's parameters, by their names in it: a :class:`GaussianPosterior` or
+            a :class:`KroneckerPosterior`. Parameters that it does not know are taken as they are.
         x: B inputs, in dimension 0 of a tensor or of each tensor of a mapping, tuple or dataclass.
         method: see above.
         likelihood: by default the one that the posterior was learned with, or else

@@ -20,9 +20,8 @@ from avalanche_hnet.core.common.masking import MASK_VALUE
 from avalanche_hnet.core.common.samples import as_samples, structure_of
 from avalanche_hnet.core.common.substitution import substituted
 from avalanche_hnet.core.common.task_labels import may_take_task_labels, takes_task_labels
-from avalanche_hnet.core.fisher.output_variance import output_variance
 from avalanche_hnet.core.posterior.at_mean import at_mean, fitted
-from avalanche_hnet.core.posterior.gaussian import GaussianPosterior
+from avalanche_hnet.core.posterior.protocol import Posterior
 
 PredictionMethod = Literal["map", "sample", "linearized"]
 
@@ -47,7 +46,7 @@ class Predictor:
     """A model with a posterior and a way to predict, all as in :func:`predict`."""
 
     model: nn.Module
-    posterior: GaussianPosterior
+    posterior: Posterior
     method: PredictionMethod = "linearized"
     task_label: int | None = None
     n_samples: int = 30
@@ -60,10 +59,10 @@ class Predictor:
         generator_or_none(generator=self.generator)
         if not isinstance(self.model, nn.Module):
             raise TypeError(f"model must be a torch.nn.Module, got {self.model!r}")
-        if not isinstance(self.posterior, GaussianPosterior):
+        if not isinstance(self.posterior, Posterior):
             raise TypeError(
-                "posterior must be a GaussianPosterior, such as that of a PriorEWCPlugin, "
-                f"got {self.posterior!r}"
+                "posterior must be a GaussianPosterior or a KroneckerPosterior, such as that of a "
+                f"PriorEWCPlugin, got {self.posterior!r}"
             )
         if self.task_label is not None:
             integer("an integer or None", task_label=self.task_label)
@@ -145,9 +144,8 @@ class Predictor:
     def _linearized(
         self, x: Any, is_needed: Callable[[Tensor], Tensor] | None = None
     ) -> tuple[Tensor, Tensor]:
-        variances = {name: p.reciprocal() for name, p in self.posterior.precision.items()}
         with at_mean(self.model, self.posterior):
-            return output_variance(self.model, variances, x, self.task_label, is_needed)
+            return self.posterior.output_variance(self.model, x, self.task_label, is_needed)
 
 
 def _padding(model: nn.Module) -> dict[str, int]:
