@@ -17,6 +17,7 @@ from avalanche_hnet.core.hypernetworks.network import HyperNetwork
 from avalanche_hnet.core.posterior.gaussian import GaussianPosterior
 from avalanche_hnet.core.posterior.kronecker import KroneckerPosterior
 from avalanche_hnet.core.posterior.predict import RegressionPrediction, predict
+from avalanche_hnet.core.posterior.protocol import Posterior
 
 # Not in __all__: a star import would hide the strategy EWC of avalanche.training.
 from avalanche_hnet.core.regularizers import EWC as EWC
@@ -63,6 +64,7 @@ __all__ = [
     "LayerLayout",
     "Likelihood",
     "OutputRegularizer",
+    "Posterior",
     "PriorEWC",
     "PriorEWCPlugin",
     "RegressionPrediction",

@@ -94,7 +94,7 @@ def test_penalty_and_gradient_equal_explicit_matrices(
         expected = values_and_gradients(
             lambda p: 2 * explicit.penalty(p, prior_variance) + rest(p),
             phi,
-            3.0,  # noqa: B023
+            3.0,
         )
         torch.testing.assert_close(found[0], expected[0], rtol=1e-10, atol=1e-12)
         for name, gradient in expected[1].items():
