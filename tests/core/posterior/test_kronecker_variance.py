@@ -1,5 +1,7 @@
 """Linearised predictions under a Kronecker-factored posterior, against explicit matrices."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -20,6 +22,7 @@ from tests.support.models import (
     mlp,
 )
 from tests.support.posteriors import CLOSE
+from tests.support.streams import adapt, task_stream
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -186,11 +189,23 @@ def test_linear_models_have_the_same_moments_by_draws():
 
 
 def test_task_inference_takes_the_posterior_and_heads_to_come_are_at_the_prior():
-    model, x = MultiHead(), torch.randn(5, 6)
+    model, stream = MultiHead(), task_stream(2).train_stream
+    adapt(model, stream[0])
     posterior = with_products(model)
-    for criterion in ("entropy", "agreement"):
-        inference = TaskInference(model, criterion, posterior=posterior, tasks=[0, 1], n_samples=3)
-        assert set(inference(x).tolist()) <= {0, 1}
+    adapt(model, stream[1])
+    x = torch.randn(5, 6)
+    aligned = copy.copy(posterior)
+    aligned.align(dict(model.named_parameters()))
+    entropies = []
+    for task in (0, 1):
+        mean, variance = linearised(model, aligned, x, task)
+        p = (mean / (1 + torch.pi / 8 * variance).sqrt()).softmax(1)
+        entropies.append(-(p * p.log()).sum(1))
+    inference = TaskInference(model, posterior=posterior, tasks=[0, 1])
+    assert torch.equal(inference(x), torch.stack(entropies).argmin(0))
+    agreement = TaskInference(model, "agreement", posterior=posterior, tasks=[0, 1], n_samples=3)
+    assert set(agreement(x).tolist()) <= {0, 1}
+    assert not any("1" in name.split(".") for name in posterior.mean)  # is left as it was
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
