@@ -20,6 +20,7 @@ NAMES = {
         "HypernetTemplate",
         "InMemoryPlugin",
         "Jacobian",
+        "KroneckerPosterior",
         "Likelihood",
         "OutputRegularizer",
         "PriorEWCPlugin",

@@ -144,19 +144,21 @@ class _Batch:
     ) -> dict[str, Tensor]:
         """As a rule of the layer; it has no squares to add."""
         covariance, of_layer = self.by_rule[prefix]
+        rows = of_layer.rows(layer, inputs, grads)
+        if covariance.layout.is_table:
+            total += forms_of_table(covariance, rows).to(total.dtype)
+            return {}
         kept = self.rotated.setdefault(prefix, [])
         start = 0
-        for number, rows in enumerate(of_layer.parts(layer, inputs, grads)):
-            if covariance.layout.is_table:
-                forms = forms_of_table(covariance, rows)
-            else:
-                is_kept = number < len(kept)
-                rotated = kept[number] if is_kept else rotated_inputs(covariance, rows.inputs)
-                if rows.inputs.shape[2] == 1 and not is_kept:
-                    kept.append(rotated)
-                forms = forms_of_rows(covariance, rotated, rows.gradients)
-            total[start : start + len(forms)] += forms.to(total.dtype)
-            start += len(forms)
+        for number, (a, g) in enumerate(rows.parts()):
+            is_kept = number < len(kept)
+            rotated = kept[number] if is_kept else rotated_inputs(covariance, a)
+            if a.shape[2] == 1 and not is_kept:
+                kept.append(rotated)
+            total[start : start + len(g[0])] += forms_of_rows(covariance, rotated, g).to(
+                total.dtype
+            )
+            start += len(g[0])
         return {}
 
 

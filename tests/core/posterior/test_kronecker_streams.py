@@ -35,7 +35,7 @@ def test_learns_each_experience_and_keeps_what_is_not_its_own(kind):
     model, posterior = make(), KroneckerPosterior(1.0)
     for experience in task_stream(3, **options).train_stream:
         adapt(model, experience)
-        x, y = tensors(experience)
+        x, y, _ = tensors(experience)
         parameters = dict(model.named_parameters())
         posterior.align(parameters)
         active = active_elements(model, experience)
