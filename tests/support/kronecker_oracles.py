@@ -91,7 +91,7 @@ ROWS = {
 
 def assert_factors(factor, inputs, outputs):
     """The factor is (A, G), of which A may be the diagonal only."""
-    if factor.inputs.dim() == 2:
+    if factor.inputs.dim() < inputs.dim():
         inputs = inputs.diagonal(dim1=1, dim2=2)
     for found, expected in ((factor.inputs, inputs), (factor.outputs, outputs)):
         torch.testing.assert_close(
