@@ -325,7 +325,7 @@ def test_draws_have_the_covariance_of_the_explicit_matrix(kind):
     (product,) = posterior._parts.layers["layer"].products
     size = len(matrix_of(product))
     covariance = (matrix_of(product) + torch.eye(size) / 0.5).inverse()
-    generator, n = torch.Generator().manual_seed(0), 20_000
+    generator, n = torch.Generator().manual_seed(0), 5_000
     draws = torch.stack([flat(layout, posterior.sample(generator)) for _ in range(n)]) - flat(
         layout, posterior.mean
     )
