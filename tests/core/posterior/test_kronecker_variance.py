@@ -111,7 +111,30 @@ class TableTwice(nn.Module):
         return self.last((self.table(x) * self.table(x.flip(1))).sum(1))
 
 
+class WithoutVmap(TwiceUsed):
+    """Looks at numbers, which vmap cannot."""
+
+    def forward(self, x):
+        return super().forward(x if float(x.detach().sum()) > 0 else 2 * x)
+
+
+class SomeUnused(nn.Module):
+    """Some samples' outputs do not depend on the layer that is used twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.twice, self.last = nn.Linear(6, 6), nn.Linear(6, 2)
+
+    def forward(self, x):
+        if len(x) == 1 and float(x.detach().sum()) > 0:
+            return self.last(x)
+        uses = (x.sum(1, keepdim=True) <= 0).to(x)
+        return self.last(uses * self.twice(self.twice(x).tanh()) + (1 - uses) * x)
+
+
 WITHOUT_RULES = {
+    "no vmap": (WithoutVmap, lambda: torch.rand(5, 6) + 0.1),
+    "some unused": (SomeUnused, lambda: torch.randn(7, 6)),
     "twice": (TwiceUsed, lambda: torch.randn(5, 6)),
     "outside": (WeightUsedOutsideItsLayer, lambda: torch.randn(5, 6)),
     "no rule": (
