@@ -41,6 +41,8 @@ from avalanche_hnet.plugins.in_memory import store_of
 from avalanche_hnet.plugins.model_checks import ModelChecks
 from avalanche_hnet.plugins.penalty_step import PenaltyStep, names_with_steps, warn_of_others
 from avalanche_hnet.plugins.prior_ewc_checks import (
+    refuse_criterion,
+    refuse_loop,
     refuse_other_model,
     refuse_strategy,
     warn_of_prior,
@@ -167,11 +169,12 @@ class PriorEWCPlugin(SupervisedPlugin):
         refuse_strategy(self, strategy)
         if self._model_id not in (None, id(strategy.model)) and not self.train_from_scratch:
             refuse_other_model(self.posterior, strategy.model)
+        self._checks.before_adaptation(strategy, self.posterior)
+        refuse_criterion(strategy._criterion)
         likelihood = resolve_likelihood(self.likelihood, strategy._criterion)
         self._experience = _CurrentExperience(likelihood)
         with undisturbed(strategy.model):
             refuse_batch_statistics(strategy.model)
-        self._checks.before_adaptation(strategy, self.posterior)
 
     def before_training_exp(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
         """Take in the model as it is now, with the heads of this experience."""
@@ -238,22 +241,31 @@ class PriorEWCPlugin(SupervisedPlugin):
         if penalty is not experience.penalty:
             self._experience = replace(experience, penalty=penalty)
 
+    def before_update(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
+        """Refuse a loop whose loss the penalties have not been added to."""
+        if self._required_experience().penalty is None:
+            refuse_loop(strategy)
+
     def after_update(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
         """Take the implicit steps of the penalties."""
         penalty = self._required_experience().penalty
-        assert penalty is not None
+        assert penalty is not None  # made before the backward pass
         penalty.after_step(strategy.optimizer)
 
     def after_training_iteration(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
         """Publish the terms of the loss, every ``log_every`` iterations."""
         experience = self._required_experience()
+        if strategy.clock.train_exp_iterations == 0 and not experience.losses:
+            refuse_loop(strategy)  # it does not even call before_update
         if experience.losses:
             publish_losses(strategy, self, experience.losses)
             self._experience = replace(experience, losses={})
 
     def after_training_exp(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
-        """Compute the Fisher and update the posterior."""
+        """Compute the Fisher and update the posterior, unless nothing has been trained."""
         experience = self._required_experience()
+        if strategy.clock.train_exp_iterations == 0:
+            return
         parameters = dict(strategy.model.named_parameters())
         self.posterior.align(parameters)
         active = active_elements(strategy.model, strategy.experience)
