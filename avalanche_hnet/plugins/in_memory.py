@@ -25,7 +25,8 @@ class InMemoryPlugin(SupervisedPlugin):
     random seed, whatever plugins did to it (replay, task balance, …). A loader that is neither
     Avalanche's nor PyTorch's stays as it is, with a warning. So does one whose batches are more
     than their samples put together: if its collate function pads to the longest sample of a batch,
-    centres or sorts it, or makes dictionaries.
+    centres or sorts it, or makes dictionaries; and that of ``GSS_greedyPlugin``, whose memory
+    changes while batches are made of it.
 
     The place among a strategy's plugins does not matter. The Fisher of :class:`PriorEWCPlugin` and
     of hypernetworks is computed from memory, too.

@@ -272,7 +272,7 @@ class PriorEWCPlugin(SupervisedPlugin):
         dataset = strategy.experience.dataset.eval()
 
         start = time.perf_counter()
-        rows = self._fisher_rows(len(dataset))
+        rows = _fisher_rows(self.n_fisher, len(dataset), self.generator)
         fisher = diagonal_fisher(
             strategy.model,
             self._batches(strategy, dataset, rows, kwargs.get("num_workers", 0)),
@@ -308,15 +308,6 @@ class PriorEWCPlugin(SupervisedPlugin):
                 self._has_warned_of_steps = warn_of_others(strategy.optimizer, parameters, implicit)
         return ExperiencePenalty.of(self.posterior, parameters, active, n_samples, implicit)
 
-    def _fisher_rows(self, n_samples: int) -> Tensor | None:
-        """Numbers of the samples to take; None for all."""
-        if self.n_fisher is None or self.n_fisher >= n_samples:
-            return None
-        with torch.random.fork_rng(devices=[]):  # leave the training's random numbers alone
-            device = "cpu" if self.generator is None else self.generator.device
-            order = torch.randperm(n_samples, generator=self.generator, device=device)
-        return order[: self.n_fisher]
-
     def _batches(
         self, strategy: SupervisedTemplate, dataset: Any, rows: Tensor | None, num_workers: int
     ) -> Iterator[tuple[Any, ...]]:
@@ -326,6 +317,17 @@ class PriorEWCPlugin(SupervisedPlugin):
         multi_task = is_multi_task_module(strategy.model)
         for batch in batches:
             yield taken_apart(strategy, batch, with_task_labels=multi_task)
+
+
+def _fisher_rows(
+    n_fisher: int | None, n_samples: int, generator: torch.Generator | None
+) -> Tensor | None:
+    """Numbers of the samples to take; None for all."""
+    if n_fisher is None or n_fisher >= n_samples:
+        return None
+    with torch.random.fork_rng(devices=[]):  # leave the training's random numbers alone
+        device = "cpu" if generator is None else generator.device
+        return torch.randperm(n_samples, generator=generator, device=device)[:n_fisher]
 
 
 def _select(tensors: Mapping[str, Tensor], active: Mapping[str, Tensor]) -> Tensor:

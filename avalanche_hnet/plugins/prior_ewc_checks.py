@@ -12,7 +12,7 @@ from avalanche.training import (
     LearningToPrompt,
     VAETraining,
 )
-from avalanche.training.losses import SCRLoss
+from avalanche.training.losses import ICaRLLossPlugin, SCRLoss
 from avalanche.training.plugins import (
     BiCPlugin,
     CWRStarPlugin,
@@ -110,11 +110,17 @@ def _objection_to_plugin(other: Any, place: int, strategy: SupervisedTemplate) -
 
 
 def refuse_criterion(criterion: object) -> None:
-    """Refuse losses of whole batches, which are no sum over samples.
+    """Refuse losses of Avalanche's that are no mean negative logarithm of any likelihood.
 
     Raises:
         ValueError: naming the criterion.
     """
+    if isinstance(criterion, ICaRLLossPlugin):
+        raise ValueError(
+            "criterion ICaRLLossPlugin takes an earlier model's outputs for the targets of earlier "
+            "classes, so it stands for no likelihood of the labels, which the Fisher needs; use "
+            "CrossEntropyLoss, with LwFPlugin to distil, or leave PriorEWCPlugin out"
+        )
     if isinstance(criterion, (PPPloss, SCRLoss)):
         raise ValueError(
             f"criterion {type(criterion).__name__} compares the samples of a batch with each "

@@ -21,15 +21,13 @@ from avalanche.models import (
     PNN,
     FeatureExtractorModel,
     FeCAMClassifier,
-    MlpVAE,
     MobilenetV1,
     MTSimpleMLP,
     NCMClassifier,
     SCRModel,
-    SimpleMLP,
     TrainEvalModel,
 )
-from avalanche.models.expert_gate import ExpertAutoencoder, ExpertGate
+from avalanche.models.expert_gate import ExpertGate
 from avalanche.models.packnet import PackNetModel
 from avalanche.training import losses, plugins
 from avalanche.training import supervised as strategies
@@ -45,8 +43,19 @@ from torch.optim.lr_scheduler import MultiStepLR, StepLR
 from torch.utils.data import TensorDataset
 
 from avalanche_hnet import Categorical
-
-N_IN, N_CLASSES = 6, 6
+from tests.support.avalanche_networks import (
+    N_CLASSES,
+    N_IN,
+    Detector,
+    WithFeatures,
+    autoencoder,
+    features,
+    growing,
+    mlp,
+    reconstruction,
+    small_alexnet,
+    small_vit,
+)
 
 
 def class_stream(shape=(N_IN,), n_experiences=3, n_samples=6, task_labels=False):
@@ -83,47 +92,6 @@ def detection_stream():
             )
         )
     return benchmark_from_datasets(train=data, test=data)
-
-
-class Detector(nn.Module):
-    """What detectors of torchvision do: losses in training, boxes in evaluation."""
-
-    def __init__(self):
-        super().__init__()
-        self.boxes = nn.Linear(3, 4)
-
-    def forward(self, images, targets=None):
-        boxes = [self.boxes(image.mean((1, 2))) for image in images]
-        if targets is None:
-            return [{"boxes": box[None]} for box in boxes]
-        pairs = zip(boxes, targets, strict=True)
-        return {"boxes": sum(((box - t["boxes"]) ** 2).mean() for box, t in pairs)}
-
-
-def mlp():
-    return SimpleMLP(num_classes=N_CLASSES, input_size=N_IN, hidden_size=8)
-
-
-def features():
-    return nn.Sequential(nn.Flatten(), nn.Linear(N_IN, 8), nn.ReLU())
-
-
-class WithFeatures(nn.Module):
-    """Features and a classifier, by the names that some strategies ask for."""
-
-    def __init__(self):
-        super().__init__()
-        self.feature_extractor, self.classifier = features(), nn.Linear(8, N_CLASSES)
-
-    def forward(self, x):
-        return self.classifier(self.feature_extractor(x))
-
-
-def early_stopping(others):
-    evaluator = plugins.EvaluationPlugin(accuracy_metrics(stream=True))
-    stopping = plugins.EarlyStoppingPlugin(1, "train_stream")
-    given = options(mlp(), [stopping, *others], train_epochs=3, eval_every=1)
-    return strategies.Naive(**given | {"evaluator": evaluator})
 
 
 def options(model, others, **more):
@@ -166,8 +134,10 @@ class Case:
             yield
 
 
-def case(strategy, make=mlp, *, stream=class_stream, likelihood=None, needs=(), replaced=(), **more):
-    """A strategy with a model of its own; ``more``: its other arguments, or makers of them."""
+def case(
+    strategy, make=mlp, *, stream=class_stream, likelihood=None, needs=(), replaced=(), **more
+):
+    """A strategy with a model of its own; ``more``: its other arguments, but for those in MADE."""
 
     def build(others):
         made = {name: value() if name in MADE else value for name, value in more.items()}
@@ -176,7 +146,7 @@ def case(strategy, make=mlp, *, stream=class_stream, likelihood=None, needs=(), 
     return Case(build, stream, likelihood, needs, replaced)
 
 
-MADE = {"criterion"}
+MADE = {"criterion"}  # arguments that are made anew for each strategy: some have a state
 CE = nn.CrossEntropyLoss
 
 
@@ -217,7 +187,7 @@ def er_aml(others):
 
 
 def packnet(others):
-    """Avalanche makes one plugin of the list of plugins that it is given, and calls none of them."""
+    """Avalanche puts the list of plugins into its own as one element, and calls none of them."""
     given = options(PackNetModel(mlp()), [], train_epochs=2)
     strategy = strategies.PackNet(**given, post_prune_epochs=1, prune_proportion=0.5)
     strategy.plugins[:1] = others
@@ -231,30 +201,6 @@ def ar1(others):
     )  # fmt: skip
 
 
-class SmallViT(nn.Module):
-    """What Avalanche's networks with prompts take and return, of two layers."""
-
-    def __init__(self, prompt_pool=False, **_):
-        super().__init__()
-        self.has_prompts = prompt_pool
-        self.embedding, self.prompt = nn.Linear(N_IN, 768), nn.Parameter(torch.zeros(768))
-
-    def reset_classifier(self, n_classes):
-        assert n_classes == 0
-
-    def forward(self, x, task_id=None, cls_features=None, train=False):
-        features = self.embedding(x).tanh()
-        if not self.has_prompts:
-            return {"pre_logits": features}
-        if cls_features is not None:
-            features = features + self.prompt * cls_features
-        return {"logits": self.head(features), "reduce_sim": self.prompt.sum()}
-
-
-def small_vit(model_name, **given):
-    return SmallViT(**given)
-
-
 def learning_to_prompt(others):
     return strategies.LearningToPrompt(
         model_name="vit_base_patch16_224", pretrained=False, num_classes=N_CLASSES,
@@ -262,55 +208,25 @@ def learning_to_prompt(others):
     )  # fmt: skip
 
 
-def autoencoder():
-    return MlpVAE((1, 2, 3), nhid=2)
-
-
-def generative_replay(others):
+def generator_strategy():
     generator = autoencoder()
-    trainer = strategies.VAETraining(
+    return strategies.VAETraining(
         model=generator, optimizer=SGD(generator.parameters(), 0.01), train_mb_size=3,
         plugins=[plugins.GenerativeReplayPlugin()], evaluator=plugins.EvaluationPlugin(),
     )  # fmt: skip
+
+
+def generative_replay(others):
     return strategies.GenerativeReplay(
-        **options(mlp(), others, criterion=CE()), generator_strategy=trainer
+        **options(mlp(), others, criterion=CE()), generator_strategy=generator_strategy()
     )
 
 
 def generative_replay_plugins(others):
-    generator = autoencoder()
-    trainer = strategies.VAETraining(
-        model=generator, optimizer=SGD(generator.parameters(), 0.01), train_mb_size=3,
-        plugins=[plugins.GenerativeReplayPlugin()], evaluator=plugins.EvaluationPlugin(),
-    )  # fmt: skip
-    replay = plugins.GenerativeReplayPlugin(generator_strategy=trainer)
+    replay = plugins.GenerativeReplayPlugin(generator_strategy=generator_strategy())
     return strategies.Naive(
         **options(mlp(), [replay, plugins.TrainGeneratorAfterExpPlugin(), *others])
     )
-
-
-def reconstruction():
-    """An autoencoder without the pretrained network in front of it."""
-
-    class Autoencoder(ExpertAutoencoder):
-        def __init__(self):
-            nn.Module.__init__(self)
-            self.device, self.shape, self.feature_module = "cpu", (N_IN,), nn.Identity()
-            self.encoder = nn.Sequential(nn.Linear(N_IN, 3), nn.ReLU())
-            self.decoder = nn.Sequential(nn.Linear(3, N_IN), nn.Sigmoid())
-
-    return Autoencoder()
-
-
-def small_alexnet(weights=None):
-    """Features, pooling and classifier by the names of torchvision's AlexNet, on 16 × 16 images."""
-    model = nn.Module()
-    pooling = nn.AdaptiveAvgPool2d(6)
-    model.features = nn.Sequential(nn.Conv2d(3, 256, 3, 2, 1), nn.ReLU(), pooling)
-    model.avgpool = nn.AdaptiveAvgPool2d(1)
-    model.classifier = nn.Sequential(nn.Linear(256, 4), nn.ReLU(), nn.Linear(4, 10))
-    model.forward = lambda x: model.classifier(model.avgpool(model.features(x)).flatten(1))
-    return model
 
 
 def expert_gate(others):
@@ -318,6 +234,13 @@ def expert_gate(others):
     return strategies.ExpertGateStrategy(
         **options(model, others), ae_latent_dim=3, ae_train_mb_size=3, ae_train_epochs=1
     )
+
+
+def early_stopping(others):
+    evaluator = plugins.EvaluationPlugin(accuracy_metrics(stream=True))
+    stopping = plugins.EarlyStoppingPlugin(1, "train_stream")
+    given = options(mlp(), [stopping, *others], train_epochs=3, eval_every=1)
+    return strategies.Naive(**given | {"evaluator": evaluator})
 
 
 def scheduled(others):
@@ -354,12 +277,23 @@ STRATEGIES = {
         ar1,
         partial(class_stream, (3, 224, 224), 2, 4),
         replaced=(
-            ("avalanche.training.supervised.ar1.MobilenetV1", lambda pretrained, latent_layer_num:
-                MobilenetV1(pretrained=False, latent_layer_num=latent_layer_num)),
+            (
+                "avalanche.training.supervised.ar1.MobilenetV1",
+                lambda pretrained, latent_layer_num: MobilenetV1(
+                    pretrained=False, latent_layer_num=latent_layer_num
+                ),
+            ),
         ),
-    ),  # fmt: skip
-    "BiC": case(strategies.BiC, criterion=CE, mem_size=12, val_percentage=0.5, stage_2_epochs=1,
-                stream=partial(class_stream, n_samples=12), replaced=VERBOSITY),
+    ),
+    "BiC": case(
+        strategies.BiC,
+        criterion=CE,
+        mem_size=12,
+        val_percentage=0.5,
+        stage_2_epochs=1,
+        stream=partial(class_stream, n_samples=12),
+        replaced=VERBOSITY,
+    ),
     "CWRStar": case(strategies.CWRStar, criterion=CE, cwr_layer_name="classifier"),
     "CoPE": case(strategies.CoPE, criterion=CE, mem_size=6, n_classes=N_CLASSES, p_size=N_CLASSES),
     "Cumulative": case(strategies.Cumulative, criterion=CE),
@@ -371,20 +305,35 @@ STRATEGIES = {
         expert_gate, IMAGES, replaced=(("torchvision.models.alexnet", small_alexnet),)
     ),
     "FeatureReplay": case(
-        strategies.FeatureReplay, criterion=losses.MaskedCrossEntropy, mem_size=6, batch_size_mem=2, likelihood=Categorical()
+        strategies.FeatureReplay,
+        criterion=losses.MaskedCrossEntropy,
+        mem_size=6,
+        batch_size_mem=2,
+        likelihood=Categorical(),
     ),
     "FromScratchTraining": case(strategies.FromScratchTraining, criterion=CE),
     "GDumb": case(strategies.GDumb, criterion=CE, mem_size=6),
     "GEM": case(strategies.GEM, criterion=CE, patterns_per_exp=4, needs=("quadprog",)),
     "GSS_greedy": case(
-        strategies.GSS_greedy, criterion=CE, mem_size=40, mem_strength=1, input_size=[N_IN],
+        strategies.GSS_greedy,
+        criterion=CE,
+        mem_size=40,
+        mem_strength=1,
+        input_size=[N_IN],
         stream=partial(class_stream, n_samples=48),
     ),
     "GenerativeReplay": Case(generative_replay, PICTURES),
     "ICaRL": Case(icarl),
     "JointTraining": case(strategies.JointTraining, criterion=CE),
     "LFL": case(strategies.LFL, criterion=CE, lambda_e=0.5),
-    "LaMAML": case(LaMAML, lambda: MTSimpleMLP(N_IN, 8), stream=TASKS, n_inner_updates=2, max_buffer_size=6, buffer_mb_size=2),
+    "LaMAML": case(
+        LaMAML,
+        lambda: MTSimpleMLP(N_IN, 8),
+        stream=TASKS,
+        n_inner_updates=2,
+        max_buffer_size=6,
+        buffer_mb_size=2,
+    ),
     "LearningToPrompt": Case(
         learning_to_prompt,
         replaced=(("avalanche.training.supervised.l2p.create_model", small_vit),),
@@ -396,7 +345,7 @@ STRATEGIES = {
     "Naive": case(strategies.Naive),
     "Naive, online": case(strategies.Naive, stream=online_stream),
     "ObjectDetectionTemplate": case(ObjectDetectionTemplate, Detector, stream=detection_stream),
-    "OnlineNaive": case(strategies.OnlineNaive, stream=online_stream),
+    "OnlineNaive": case(strategies.OnlineNaive, growing, stream=online_stream),
     "PNNStrategy": case(
         strategies.PNNStrategy,
         lambda: PNN(num_layers=1, in_features=N_IN, hidden_features_per_column=4),
@@ -407,19 +356,18 @@ STRATEGIES = {
     "SCR": case(
         strategies.SCR,
         lambda: SCRModel(feature_extractor=features(), projection=nn.Linear(8, 4)),
-        mem_size=6, batch_size_mem=2,
+        mem_size=6,
+        batch_size_mem=2,
     ),
     "StreamingLDA": Case(streaming_lda),
     "SynapticIntelligence": case(strategies.SynapticIntelligence, criterion=CE, si_lambda=0.1),
     "VAETraining": case(strategies.VAETraining, autoencoder, stream=PICTURES),
-}  # fmt: skip
+}
 
 PLUGINS = {
     "AGEMPlugin": plugin(lambda: plugins.AGEMPlugin(patterns_per_experience=4, sample_size=2)),
     "BiCPlugin": Case(
-        plugin(
-            lambda: plugins.BiCPlugin(mem_size=12, val_percentage=0.5, stage_2_epochs=1)
-        ).build,
+        plugin(lambda: plugins.BiCPlugin(mem_size=12, val_percentage=0.5, stage_2_epochs=1)).build,
         partial(class_stream, n_samples=12),
         replaced=VERBOSITY,
     ),
