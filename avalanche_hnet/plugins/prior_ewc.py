@@ -120,8 +120,8 @@ class PriorEWCPlugin(SupervisedPlugin):
 
     Raises:
         TypeError, ValueError: if an argument is out of its range. At the start of an experience:
-            if the criterion's likelihood is unknown, the experience is empty, its first batch
-            does not fit the likelihood, or the posterior is that of another model. While
+            if it is empty, strategy, model or criterion do not go with a posterior, its first
+            batch does not fit the likelihood, or the posterior is that of another model. While
             training: if the loss is not finite.
     """
 
@@ -270,7 +270,6 @@ class PriorEWCPlugin(SupervisedPlugin):
         self.posterior.align(parameters)
         active = active_elements(strategy.model, strategy.experience)
         dataset = strategy.experience.dataset.eval()
-
         start = time.perf_counter()
         rows = _fisher_rows(self.n_fisher, len(dataset), self.generator)
         fisher = diagonal_fisher(

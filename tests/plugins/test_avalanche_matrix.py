@@ -1,5 +1,6 @@
 """Avalanche's strategies and plugins, each alone and with our plugins beside it."""
 
+import importlib
 import re
 import warnings
 
@@ -131,6 +132,14 @@ def test_losses_without_a_likelihood_are_refused_with_any(make, message):
     plugin = PriorEWCPlugin(likelihood=registry.Categorical())
     strategy = naive(mlp(n_out=2), plugin, criterion=make())
     with pytest.raises(ValueError, match=message):
+        strategy.train(task_stream(1).train_stream[0])
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_lamaml_that_needs_another_package_is_refused_too():
+    kind = importlib.import_module("avalanche.training.supervised.lamaml").LaMAML
+    strategy = kind(**registry.options(mlp(n_out=2), [PriorEWCPlugin()]))
+    with pytest.raises(ValueError, match="does not go with LaMAML: its inner and outer updates"):
         strategy.train(task_stream(1).train_stream[0])
 
 
