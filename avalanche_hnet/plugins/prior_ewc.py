@@ -274,7 +274,7 @@ class PriorEWCPlugin(SupervisedPlugin):
         rows = _fisher_rows(self.n_fisher, len(dataset), self.generator)
         fisher = diagonal_fisher(
             strategy.model,
-            self._batches(strategy, dataset, rows, kwargs.get("num_workers", 0)),
+            _batches(strategy, dataset, rows, kwargs.get("num_workers", 0)),
             likelihood=experience.likelihood,
             kind=self.fisher,
             generator=self.generator,
@@ -307,16 +307,6 @@ class PriorEWCPlugin(SupervisedPlugin):
                 self._has_warned_of_steps = warn_of_others(strategy.optimizer, parameters, implicit)
         return ExperiencePenalty.of(self.posterior, parameters, active, n_samples, implicit)
 
-    def _batches(
-        self, strategy: SupervisedTemplate, dataset: Any, rows: Tensor | None, num_workers: int
-    ) -> Iterator[tuple[Any, ...]]:
-        size = max(strategy.train_mb_size, strategy.eval_mb_size)
-        store, device = store_of(strategy), strategy.device
-        batches = batches_in_order(dataset, store, device, size, rows=rows, num_workers=num_workers)
-        multi_task = is_multi_task_module(strategy.model)
-        for batch in batches:
-            yield taken_apart(strategy, batch, with_task_labels=multi_task)
-
 
 def _fisher_rows(
     n_fisher: int | None, n_samples: int, generator: torch.Generator | None
@@ -327,6 +317,17 @@ def _fisher_rows(
     with torch.random.fork_rng(devices=[]):  # leave the training's random numbers alone
         device = "cpu" if generator is None else generator.device
         return torch.randperm(n_samples, generator=generator, device=device)[:n_fisher]
+
+
+def _batches(
+    strategy: SupervisedTemplate, dataset: Any, rows: Tensor | None, num_workers: int
+) -> Iterator[tuple[Any, ...]]:
+    size = max(strategy.train_mb_size, strategy.eval_mb_size)
+    store, device = store_of(strategy), strategy.device
+    batches = batches_in_order(dataset, store, device, size, rows=rows, num_workers=num_workers)
+    multi_task = is_multi_task_module(strategy.model)
+    for batch in batches:
+        yield taken_apart(strategy, batch, with_task_labels=multi_task)
 
 
 def _select(tensors: Mapping[str, Tensor], active: Mapping[str, Tensor]) -> Tensor:
