@@ -196,7 +196,7 @@ def packnet(others):
 
 def ar1(others):
     return strategies.AR1(
-        train_mb_size=4, eval_mb_size=6, train_epochs=1, rm_sz=4, plugins=[*others],
+        train_mb_size=4, eval_mb_size=6, train_epochs=1, rm_sz=2, plugins=[*others],
         evaluator=plugins.EvaluationPlugin(),
     )  # fmt: skip
 
@@ -275,7 +275,7 @@ STRATEGIES = {
     "AGEM": case(strategies.AGEM, criterion=CE, patterns_per_exp=4, sample_size=2),
     "AR1": Case(
         ar1,
-        partial(class_stream, (3, 224, 224), 2, 4),
+        partial(class_stream, (3, 224, 224), 2, 2),
         replaced=(
             (
                 "avalanche.training.supervised.ar1.MobilenetV1",
