@@ -42,8 +42,8 @@ def random_numbers_kept() -> Iterator[list[str]]:
             used.append("torch")
         if of_python != random.getstate():
             used.append("random")
-        now: Any = np.random.get_state()
-        if any(not np.array_equal(a, b) for a, b in zip(of_numpy, now, strict=True)):
+        (_, keys, *position), (_, keys_now, *position_now) = of_numpy, np.random.get_state()
+        if position != position_now or not np.array_equal(keys, keys_now):
             used.append("numpy")
         if "torch" in used:
             torch.set_rng_state(of_torch)
@@ -56,10 +56,11 @@ def random_numbers_kept() -> Iterator[list[str]]:
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
     """Evaluation mode inside; every module's mode and all global RNG state restored after."""
-    modes = [(module, module.training) for module in model.modules()]
+    modules = [*model.modules()]
+    modes = [module.training for module in modules]
     # Fused attention skips the submodules; cuDNN refuses to differentiate RNNs in evaluation mode.
     fused_attention = torch.backends.mha.get_fastpath_enabled()
-    has_rnn = any(isinstance(module, nn.RNNBase) for module in model.modules())
+    has_rnn = any(isinstance(module, nn.RNNBase) for module in modules)
     try:
         with (
             # Of all devices; to look for some is slow.
@@ -72,8 +73,9 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fused_attention)
-        for module, training in modes:
-            module.training = training
+        for module, training in zip(modules, modes, strict=True):
+            if module.training != training:
+                module.training = training
 
 
 def usable(values: Values) -> Values:

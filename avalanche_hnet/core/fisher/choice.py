@@ -44,13 +44,16 @@ class Choice:
         x: Tensor | Samples,
         outputs: Tensor,
         recording: Recording,
-    ) -> tuple[Method, ...]:
+    ) -> list[Method]:
         """The methods for a batch ``x`` with its recorded outputs."""
-        return (
-            ByRule(self.by_rule, rules, outputs, recording),
-            ByVmap(self.by_vmap, task, x),
-            ByLoop(self.by_loop, task, x),
-        )
+        methods: list[Method] = []
+        if self.by_rule:
+            methods.append(ByRule(self.by_rule, rules, outputs, recording))
+        if self.by_vmap:
+            methods.append(ByVmap(self.by_vmap, task, x))
+        if self.by_loop:
+            methods.append(ByLoop(self.by_loop, task, x))
+        return methods
 
 
 @dataclass(frozen=True)
@@ -127,7 +130,7 @@ def _start(
 ) -> Start:
     with in_precision(task.model, dtype):
         trial = make_trial(task, rules, converted(x, dtype))
-        covered = task.of_layers(rules)
+        covered = trial.covered
         aligned: set[Hashable] = set()
         doubtful = unsound(task, trial.outputs, trial.recording, covered, aligned, is_tried=True)
         sound = covered - doubtful

@@ -108,7 +108,7 @@ def diagonal_fisher(
                 n_samples += len(x)
         if n_samples == 0:
             raise ValueError("batches must yield at least one sample, got none")
-        return {name: total / n_samples for name, total in fisher.items()}
+        return {name: total.div_(n_samples) for name, total in fisher.items()}
 
 
 def _fisher_factors(
@@ -128,8 +128,7 @@ def _fisher_factors(
         return
     if kind == "sampled":
         targets = likelihood.sample(outputs, generator)
-    outputs = outputs.requires_grad_()
-    gradient = torch.autograd.grad(likelihood.nll(outputs, targets).sum(), outputs)[0]
+    gradient = likelihood.nll_gradient(outputs, targets)
     yield gradient if counted is None else gradient * counted
 
 

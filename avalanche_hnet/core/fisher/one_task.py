@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor, nn
@@ -32,6 +33,11 @@ class OneTask:
     label: Tensor | int | None
     in_pairs: bool = False
 
+    @cached_property
+    def layers(self) -> dict[str, nn.Module]:
+        """All modules of the model by name, of several names the first."""
+        return dict(self.model.named_modules())
+
     def outputs(
         self, x: Tensor | Samples, parameters: Mapping[str, Tensor] | None = None
     ) -> Tensor:
@@ -47,7 +53,7 @@ class OneTask:
         return {
             name
             for prefix in prefixes
-            for name in names_in(prefix, self.model.get_submodule(prefix))
+            for name in names_in(prefix, self.layers[prefix])
             if name in self.parameters
         }
 
@@ -55,7 +61,7 @@ class OneTask:
         """The names of the layers that have parameters of these names."""
         return {
             prefix
-            for prefix, layer in self.model.named_modules()
+            for prefix, layer in self.layers.items()
             if not names_in(prefix, layer).isdisjoint(names)
         }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -65,19 +65,17 @@ class Recording:
 
 def record(task: OneTask, x: Tensor | Samples, layers: Collection[str]) -> tuple[Tensor, Recording]:
     """Outputs (B, …), and the calls of some layers, given by name, that they are made of."""
-    with _recorded(task.model, layers) as recording:
+    with _recorded({prefix: task.layers[prefix] for prefix in layers}) as recording:
         outputs = task.outputs(x)
     return outputs, recording
 
 
 @contextmanager
-def _recorded(model: nn.Module, layers: Collection[str]) -> Iterator[Recording]:
+def _recorded(layers: Mapping[str, nn.Module]) -> Iterator[Recording]:
     recording = Recording()
     handles = [
-        model.get_submodule(prefix).register_forward_hook(
-            _hook(prefix, recording), with_kwargs=True
-        )
-        for prefix in layers
+        layer.register_forward_hook(_hook(prefix, recording), with_kwargs=True)
+        for prefix, layer in layers.items()
     ]
     try:
         yield recording

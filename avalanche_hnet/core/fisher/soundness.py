@@ -39,16 +39,17 @@ def unsound(
             would show. It is not enough where other samples can take another way.
     """
     ends = {call.output.node for call in recording.calls}
+    names = set(names)
     graph = graph_of(outputs, {n: task.parameters[n] for n in names}, ends)
     if graph.is_opaque:
-        return set(names)
+        return names
     calls = [c for c in recording.calls if c.output.node in graph.nodes]
     wrong = set(graph.several)
     called = Counter(call.prefix for call in calls)
     used_by_call: set[str] = set()
     prefixes: set[str] = set()
     for call in calls:
-        own_names = names_in(call.prefix, call.layer) & set(names)
+        own_names = names_in(call.prefix, call.layer) & names
         used_by_call |= own_names
         if called[call.prefix] > 1 or not _has_samples(call, len(outputs)):
             wrong |= own_names
@@ -56,7 +57,7 @@ def unsound(
             prefixes.add(call.prefix)
     wrong |= graph.once - used_by_call
     for prefix in _misaligned(graph, outputs, recording, prefixes, aligned, is_tried):
-        wrong |= names_in(prefix, task.model.get_submodule(prefix)) & set(names)
+        wrong |= names_in(prefix, task.layers[prefix]) & names
     return wrong
 
 

@@ -155,7 +155,7 @@ class SquaredGradients:
 
     def _methods(
         self, x: Tensor | Samples, outputs: Tensor, recording: Recording
-    ) -> tuple[Method, ...]:
+    ) -> list[Method]:
         return self.choice.methods(self._task, self._rules, x, outputs, recording)
 
 

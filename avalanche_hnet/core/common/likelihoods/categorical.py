@@ -10,7 +10,11 @@ from torch import Tensor, nn
 
 from avalanche_hnet.core.common.arguments import fraction, generator_or_none, integer
 from avalanche_hnet.core.common.likelihoods.base import Likelihood, per_sample
-from avalanche_hnet.core.common.likelihoods.categorical_checks import check_labels, check_shapes
+from avalanche_hnet.core.common.likelihoods.categorical_checks import (
+    are_classes,
+    check_labels,
+    check_shapes,
+)
 from avalanche_hnet.core.common.likelihoods.criterion_class import as_module
 from avalanche_hnet.core.common.likelihoods.loss_weights import checked_weights, shown
 
@@ -83,6 +87,17 @@ class Categorical(Likelihood):
             reduction="none",
         )
         return per_sample(losses)
+
+    def nll_gradient(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """See :class:`Likelihood`; p minus 1 at the label, if all of them count alike."""
+        n_classes = outputs.shape[1]
+        fit = targets.shape == outputs.shape[:1] + outputs.shape[2:] and targets.numel() > 0
+        is_own = type(self).nll is Categorical.nll and self._is_plain(n_classes)
+        if targets.is_floating_point() or not fit or not is_own or not are_classes(targets, n_classes):
+            return super().nll_gradient(outputs, targets)
+        label = targets.long().unsqueeze(1)
+        gradient = outputs.detach().softmax(1)
+        return gradient.scatter_add_(1, label, gradient.new_full((), -1.0).expand_as(label))
 
     def sample(self, outputs: Tensor, generator: torch.Generator | None = None) -> Tensor:
         generator_or_none(generator=generator)
