@@ -43,7 +43,7 @@ def random_numbers_kept() -> Iterator[list[str]]:
         if of_python != random.getstate():
             used.append("random")
         (_, keys, *position), (_, keys_now, *position_now) = of_numpy, np.random.get_state()
-        if position != position_now or not np.array_equal(keys, keys_now):
+        if position != position_now or keys.tobytes() != keys_now.tobytes():
             used.append("numpy")
         if "torch" in used:
             torch.set_rng_state(of_torch)

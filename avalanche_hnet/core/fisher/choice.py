@@ -18,7 +18,7 @@ from avalanche_hnet.core.fisher.one_task import OneTask
 from avalanche_hnet.core.fisher.precision import converted, in_precision
 from avalanche_hnet.core.fisher.recording import Recording
 from avalanche_hnet.core.fisher.soundness import unsound
-from avalanche_hnet.core.fisher.trial import N_TRIAL, Trial, make_trial
+from avalanche_hnet.core.fisher.trial import N_TRIAL, Trial, coarsest, make_trial
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def disagreeing(
     dtype: torch.dtype,
 ) -> tuple[set[str], set[str]]:
     """Names whose rules are wrong for the inputs ``x``, and those that have gradients there."""
-    with in_precision(task.model, dtype):
+    with in_precision(task.layers.values(), dtype):
         trial = make_trial(task, rules, converted(x, dtype))
         return _wrong_rules(task, rules, names, trial), trial.active(names)
 
@@ -115,7 +115,7 @@ def choose_again(
     """The choice when rules turn out to be wrong for parameters of these names."""
     others = {*choice.by_vmap, *choice.by_loop, *names}
     x = x[:N_TRIAL]
-    with in_precision(task.model, dtype):
+    with in_precision(task.layers.values(), dtype):
         trial = make_trial(task, {}, converted(x, dtype))
         return _without_rules([n for n in task.parameters if n in others], task, trial)
 
@@ -128,7 +128,7 @@ def one_by_one(choice: Choice) -> Choice:
 def _start(
     task: OneTask, rules: Mapping[str, FisherRule], x: Tensor | Samples, dtype: torch.dtype
 ) -> Start:
-    with in_precision(task.model, dtype):
+    with in_precision(task.layers.values(), dtype):
         trial = make_trial(task, rules, converted(x, dtype))
         covered = trial.covered
         aligned: set[Hashable] = set()
@@ -153,7 +153,7 @@ def _wrong_rules(
     # A second look with more digits, for gradients that are nothing but rounding.
     double = torch.float64
     try:
-        with in_precision(task.model, double):
+        with in_precision(task.layers.values(), double):
             finer = make_trial(task, rules, converted(trial.x, double))
             return _wrong(task, rules, wrong, finer, by_layer=True)
     except Exception:  # a model that insists on its type
@@ -188,16 +188,21 @@ def layer_of(name: str) -> str:
 
 def _trial_dtype(task: OneTask, x: Tensor | Samples) -> torch.dtype:
     """Float32 at least, if the model can be run in it."""
-    dtypes = {p.dtype for p in task.model.parameters() if p.is_floating_point()}
-    coarsest = max(dtypes, key=lambda d: torch.finfo(d).eps)
-    single = torch.promote_types(coarsest, torch.float32)
-    if single == coarsest:
+    dtypes = {
+        parameter.dtype
+        for module in task.layers.values()
+        for parameter in module._parameters.values()
+        if parameter is not None and parameter.is_floating_point()
+    }
+    own = coarsest(dtypes)
+    single = torch.promote_types(own, torch.float32)
+    if single == own:
         return single
     try:
-        with torch.no_grad(), in_precision(task.model, single):
+        with torch.no_grad(), in_precision(task.layers.values(), single):
             task.outputs(joined([x, x])[:N_TRIAL].to(converted(x, single).dtype))
     except Exception:  # a model that insists on its type
-        return coarsest
+        return own
     return single
 
 

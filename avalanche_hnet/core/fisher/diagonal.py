@@ -13,13 +13,14 @@ from avalanche_hnet.core.common.likelihoods import Categorical, Gaussian, Likeli
 from avalanche_hnet.core.common.samples import Samples, as_samples
 from avalanche_hnet.core.common.structures import described
 from avalanche_hnet.core.common.task_labels import takes_task_labels
-from avalanche_hnet.core.fisher.methods import at_least_single
+from avalanche_hnet.core.fisher.methods import ByName, at_least_single
 from avalanche_hnet.core.fisher.squared_gradients import SquaredGradients
 from avalanche_hnet.core.fisher.trial import N_TRIAL
 
 FisherKind = Literal["empirical", "sampled", "exact"]
 
 # In batches that are mappings: as Hugging Face and as Avalanche name them.
+_OF_REAL, _OF_CLASSES = Gaussian(), Categorical()
 _TARGETS, _TASK_LABELS = "labels", "targets_task_labels"
 
 
@@ -92,7 +93,7 @@ def diagonal_fisher(
     gradients: dict[tuple[int | None, int, tuple[Any, ...]], SquaredGradients] = {}
     with undisturbed(model), torch.inference_mode(False), torch.enable_grad():
         batches = (_columns(batch) for batch in batches)
-        fisher = {n: at_least_single(torch.zeros_like(p.detach())) for n, p in parameters.items()}
+        fisher = _Sum()
         if max_samples is not None:
             batches = _random_subset(batches, max_samples, generator)
         for batch in batches:
@@ -103,12 +104,36 @@ def diagonal_fisher(
                     gradients[inputs] = SquaredGradients(model, parameters, x, labels)
                 outputs, squares = gradients[inputs].forward(x)
                 for factor in _fisher_factors(outputs, y, likelihood, kind, generator):
-                    for name, square in squares(factor).items():
-                        fisher[name] += square
+                    fisher.add(squares(factor))
                 n_samples += len(x)
         if n_samples == 0:
             raise ValueError("batches must yield at least one sample, got none")
-        return {name: total.div_(n_samples) for name, total in fisher.items()}
+        return {name: fisher.mean(name, p.detach(), n_samples) for name, p in parameters.items()}
+
+
+class _Sum:
+    """Sums of tensors by name, which are not copied before there are several."""
+
+    def __init__(self) -> None:
+        self._totals: ByName = {}
+        self._of_several: set[str] = set()
+
+    def add(self, terms: ByName) -> None:
+        for name, term in terms.items():
+            if name in self._of_several:
+                self._totals[name] += term
+            elif name in self._totals:
+                self._totals[name] = self._totals[name] + term
+                self._of_several.add(name)
+            else:
+                self._totals[name] = term
+
+    def mean(self, name: str, like: Tensor, number: int) -> Tensor:
+        """The sum divided by a number, as ``like`` but in float32 at least; 0 of no terms."""
+        like = at_least_single(like)
+        if name not in self._totals:
+            return torch.zeros_like(like)
+        return (self._totals[name] / number).to(like)
 
 
 def _fisher_factors(
@@ -120,7 +145,7 @@ def _fisher_factors(
 ) -> Iterator[Tensor]:
     """Tensors c_k (B, …) such that the Fisher of sample n is Σ_k (J_nᵀ c_kn)²."""
     if likelihood is None:
-        likelihood = Gaussian() if targets.is_floating_point() else Categorical()
+        likelihood = _OF_REAL if targets.is_floating_point() else _OF_CLASSES
     counted = None if kind == "empirical" else likelihood.counted(outputs, targets)
     if kind == "exact":
         for factor in likelihood.fisher_factors(outputs):

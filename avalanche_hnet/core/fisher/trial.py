@@ -144,8 +144,9 @@ def refuse_mixed_samples(singles: Tensor, batched: Tensor, dtype: torch.dtype) -
         return
     tolerance, rounding = tolerances(dtype)
     sizes = singles.abs()
-    limit = tolerance * (sizes.amax(0) + rounding * sizes.max())
-    if not bool(((batched - singles).abs_() <= limit).all()):
+    limit = sizes.amax(0).add_(sizes.max(), alpha=rounding)
+    excess = (batched - singles).abs_().sub_(limit, alpha=tolerance).max()
+    if not float(excess) <= 0:  # which NaN is not either
         raise ValueError(
             "model gives a sample different outputs alone and in a batch, or from call to "
             "call, in evaluation mode, so it has no per-sample gradients; look for layers "
