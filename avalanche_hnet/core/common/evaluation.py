@@ -66,7 +66,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
             # Of all devices; to look for some is slow.
             torch.random.fork_rng() if torch.cuda.is_initialized() else nullcontext(),
             random_numbers_kept(),
-            torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled and not has_rnn),
+            torch.backends.cudnn.flags(enabled=False) if has_rnn else nullcontext(),
         ):
             torch.backends.mha.set_fastpath_enabled(False)
             model.eval()  # which a model may have its own idea of

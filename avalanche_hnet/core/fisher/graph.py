@@ -105,10 +105,13 @@ def graph_of(
             leaves[id(variable)] = node
             continue
         children = node.next_functions
-        key, dimensions = _described(node, name)
-        description.append((name, dimensions))
-        is_fixed = is_fixed and _has_a_fixed_way(key, dimensions, children)
-        is_opaque = is_opaque or key.startswith("CheckpointFunction")
+        if _needs_no_look(name):
+            description.append(name)
+        else:
+            key, dimensions = _described(node, name)
+            description.append((name, dimensions))
+            is_fixed = is_fixed and _has_a_fixed_way(key, dimensions, children)
+            is_opaque = is_opaque or key.startswith("CheckpointFunction")
         for child, _ in children:
             if child in uses:
                 uses[child] += 1
@@ -155,6 +158,13 @@ def _operation(name: str) -> tuple[str, str | None]:
     """Its name without number, and the attribute that holds the dimensions."""
     key = name.rstrip("0123456789").removesuffix("Backward")
     return key, _OF_DIMENSIONS.get(key)
+
+
+@cache
+def _needs_no_look(name: str) -> bool:
+    """Whether an operation of this name has a fixed way, whatever its dimensions and factors."""
+    key, attribute = _operation(name)
+    return attribute is None and key in _KNOWN and key not in ("Mm", "Addmm")
 
 
 def _described(node: Node, name: str) -> tuple[str, Hashable]:

@@ -38,6 +38,18 @@ class OneTask:
         """All modules of the model by name, of several names the first."""
         return dict(self.model.named_modules())
 
+    @cached_property
+    def names(self) -> dict[str, dict[str, str]]:
+        """For each layer, by name, the names in the model of its own parameters, by theirs in it."""
+        return {
+            prefix: {
+                name: f"{prefix}.{name}".lstrip(".")
+                for name, parameter in layer._parameters.items()
+                if parameter is not None
+            }
+            for prefix, layer in self.layers.items()
+        }
+
     def outputs(
         self, x: Tensor | Samples, parameters: Mapping[str, Tensor] | None = None
     ) -> Tensor:
@@ -53,7 +65,7 @@ class OneTask:
         return {
             name
             for prefix in prefixes
-            for name in names_in(prefix, self.layers[prefix])
+            for name in self.names[prefix].values()
             if name in self.parameters
         }
 
@@ -61,8 +73,8 @@ class OneTask:
         """The names of the layers that have parameters of these names."""
         return {
             prefix
-            for prefix, layer in self.layers.items()
-            if not names_in(prefix, layer).isdisjoint(names)
+            for prefix, own_names in self.names.items()
+            if any(name in names for name in own_names.values())
         }
 
     def _arguments(self, x: Tensor | Samples) -> tuple[Any, ...]:
@@ -71,13 +83,3 @@ class OneTask:
         return structure_of(x), self.label.expand(len(x)) if isinstance(
             self.label, Tensor
         ) else self.label
-
-
-def names_in(prefix: str, layer: nn.Module) -> set[str]:
-    """The names that a layer's own parameters have in its model."""
-    return {full_name(prefix, name) for name, p in layer._parameters.items() if p is not None}
-
-
-def full_name(prefix: str, name: str) -> str:
-    """The name in its model of a parameter of a layer, or of the model itself."""
-    return f"{prefix}.{name}".lstrip(".")

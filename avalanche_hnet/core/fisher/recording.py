@@ -21,6 +21,7 @@ class Call(NamedTuple):
     Attributes:
         prefix: the layer's name in its model.
         layer: itself.
+        names: of its own parameters in the model, by their names in the layer.
         inputs: its first argument.
         output: where its output stands in the graph, whatever is done to it in place.
         shape: of its output, (B, …) if samples are in dimension 0.
@@ -29,6 +30,7 @@ class Call(NamedTuple):
 
     prefix: str
     layer: nn.Module
+    names: Mapping[str, str]
     inputs: Tensor
     output: GradientEdge
     shape: torch.Size
@@ -65,17 +67,19 @@ class Recording:
 
 def record(task: OneTask, x: Tensor | Samples, layers: Collection[str]) -> tuple[Tensor, Recording]:
     """Outputs (B, …), and the calls of some layers, given by name, that they are made of."""
-    with _recorded({prefix: task.layers[prefix] for prefix in layers}) as recording:
+    with _recorded(task, layers) as recording:
         outputs = task.outputs(x)
     return outputs, recording
 
 
 @contextmanager
-def _recorded(layers: Mapping[str, nn.Module]) -> Iterator[Recording]:
+def _recorded(task: OneTask, layers: Collection[str]) -> Iterator[Recording]:
     recording = Recording()
     handles = [
-        layer.register_forward_hook(_hook(prefix, recording), with_kwargs=True)
-        for prefix, layer in layers.items()
+        task.layers[prefix].register_forward_hook(
+            _hook(prefix, task.names[prefix], recording), with_kwargs=True
+        )
+        for prefix in layers
     ]
     try:
         yield recording
@@ -84,14 +88,15 @@ def _recorded(layers: Mapping[str, nn.Module]) -> Iterator[Recording]:
             handle.remove()
 
 
-def _hook(prefix: str, recording: Recording) -> Callable[..., None]:
+def _hook(prefix: str, names: Mapping[str, str], recording: Recording) -> Callable[..., None]:
     def hook(layer: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
         if not isinstance(output, Tensor) or not output.requires_grad:
             return
-        inputs = (*args, *kwargs.values())[0]
+        inputs = args[0] if args else next(iter(kwargs.values()))
         edge = get_gradient_edge(_base(output))
-        call = Call(prefix, layer, inputs.detach(), edge, output.shape, output.dtype)
-        recording.calls.append(call)
+        recording.calls.append(
+            Call(prefix, layer, names, inputs.detach(), edge, output.shape, output.dtype)
+        )
 
     return hook
 

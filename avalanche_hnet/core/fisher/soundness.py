@@ -10,7 +10,7 @@ from torch import Tensor
 
 from avalanche_hnet.core.fisher.alignment import misaligned
 from avalanche_hnet.core.fisher.graph import Graph, graph_of
-from avalanche_hnet.core.fisher.one_task import OneTask, names_in
+from avalanche_hnet.core.fisher.one_task import OneTask
 from avalanche_hnet.core.fisher.recording import Call, Recording
 
 
@@ -49,7 +49,7 @@ def unsound(
     used_by_call: set[str] = set()
     prefixes: set[str] = set()
     for call in calls:
-        own_names = names_in(call.prefix, call.layer) & names
+        own_names = names.intersection(call.names.values())
         used_by_call |= own_names
         if called[call.prefix] > 1 or not _has_samples(call, len(outputs)):
             wrong |= own_names
@@ -57,7 +57,7 @@ def unsound(
             prefixes.add(call.prefix)
     wrong |= graph.once - used_by_call
     for prefix in _misaligned(graph, outputs, recording, prefixes, aligned, is_tried):
-        wrong |= names_in(prefix, task.layers[prefix]) & names
+        wrong |= names.intersection(task.names[prefix].values())
     return wrong
 
 
