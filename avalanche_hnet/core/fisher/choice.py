@@ -18,7 +18,13 @@ from avalanche_hnet.core.fisher.one_task import OneTask
 from avalanche_hnet.core.fisher.precision import converted, in_precision
 from avalanche_hnet.core.fisher.recording import Recording
 from avalanche_hnet.core.fisher.soundness import unsound
-from avalanche_hnet.core.fisher.trial import N_TRIAL, Trial, coarsest, make_trial
+from avalanche_hnet.core.fisher.trial import (
+    N_TRIAL,
+    Trial,
+    coarsest,
+    make_trial,
+    refuse_mixed_samples,
+)
 
 
 @dataclass(frozen=True)
@@ -112,11 +118,19 @@ def disagreeing(
 def choose_again(
     choice: Choice, names: Iterable[str], task: OneTask, x: Tensor | Samples, dtype: torch.dtype
 ) -> Choice:
-    """The choice when rules turn out to be wrong for parameters of these names."""
+    """The choice when rules turn out to be wrong for parameters of these names in a batch ``x``.
+
+    Raises:
+        ValueError: if the output for a sample depends on the other samples of its batch.
+    """
     others = {*choice.by_vmap, *choice.by_loop, *names}
-    x = x[:N_TRIAL]
     with in_precision(task.layers.values(), dtype):
-        trial = make_trial(task, {}, converted(x, dtype))
+        x = converted(x, dtype)
+        trial = make_trial(task, {}, x[:N_TRIAL])
+        # A model may mix the samples of large batches only, of which a trial knows nothing.
+        with torch.no_grad():
+            together = task.outputs(x)[:N_TRIAL]
+        refuse_mixed_samples(trial.singles[: len(together)], together, trial.dtype)
         return _without_rules([n for n in task.parameters if n in others], task, trial)
 
 

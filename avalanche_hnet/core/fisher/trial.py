@@ -28,6 +28,7 @@ class Trial:
     Attributes:
         x: inputs (B, …).
         outputs: for these (B, …).
+        singles: the outputs for each of these alone, (B, …).
         recording: the calls of layers that they are made of.
         factor: random factors of the outputs, since the gradients of a perfect fit vanish.
         truth: squared gradients from single samples; parameters without gradients are left out.
@@ -38,6 +39,7 @@ class Trial:
 
     x: Tensor | Samples
     outputs: Tensor
+    singles: Tensor
     recording: Recording
     factor: Tensor
     truth: ByName
@@ -117,10 +119,11 @@ def make_trial(task: OneTask, rules: Mapping[str, FisherRule], x: Tensor | Sampl
     if not task.parameters.keys() <= covered:  # layers that were not recorded
         dtypes |= dtypes_in_graph(outputs)
     dtype = coarsest(dtypes)
-    if singles:
-        refuse_mixed_samples(torch.cat(singles), outputs.detach(), dtype)
+    together = outputs.detach()
+    alone = torch.cat(singles) if singles else together
+    refuse_mixed_samples(alone, together, dtype)
     largest = {name: float(square.max()) for name, square in truth.items() if square.numel()}
-    return Trial(x, outputs, recording, factor, truth, largest, dtype, covered)
+    return Trial(x, outputs, alone, recording, factor, truth, largest, dtype, covered)
 
 
 def tolerances(dtype: torch.dtype) -> tuple[float, float]:
