@@ -42,8 +42,7 @@ def random_numbers_kept() -> Iterator[list[str]]:
             used.append("torch")
         if of_python != random.getstate():
             used.append("random")
-        (_, keys, *position), (_, keys_now, *position_now) = of_numpy, np.random.get_state()
-        if position != position_now or keys.tobytes() != keys_now.tobytes():
+        if not _is_numpys(of_numpy):
             used.append("numpy")
         if "torch" in used:
             torch.set_rng_state(of_torch)
@@ -51,6 +50,13 @@ def random_numbers_kept() -> Iterator[list[str]]:
             random.setstate(of_python)
         if "numpy" in used:
             np.random.set_state(of_numpy)
+
+
+def _is_numpys(state: Any) -> bool:
+    now: Any = np.random.get_state()
+    if not isinstance(now, tuple):  # of another bit generator than NumPy's own
+        return repr(state) == repr(now)
+    return state[2:] == now[2:] and state[1].tobytes() == now[1].tobytes()
 
 
 @contextmanager

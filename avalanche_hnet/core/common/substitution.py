@@ -25,6 +25,10 @@ def places(model: nn.Module) -> dict[str, Tensor]:
     }
 
 
+def _kept(module: nn.Module) -> tuple[dict[str, Any], dict[str, Any]]:
+    return module._parameters, module._buffers
+
+
 @contextmanager
 def substituted(model: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[None]:
     """Tensors in place of the parameters and buffers of these names, wherever they are used.
@@ -35,10 +39,10 @@ def substituted(model: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[Non
             is missing stays.
     """
     by_id = {id(t): tensors[n] for n, t in places(model).items() if n in tensors}
-    found: list[tuple[dict[str, Any], str, Tensor]] = [
+    found = [
         (kept, name, tensor)
         for module in model.modules()
-        for kept in (module._parameters, module._buffers)
+        for kept in _kept(module)
         for name, tensor in kept.items()
         if id(tensor) in by_id
     ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 
 import torch
@@ -36,7 +36,7 @@ class ByRule:
         recording: the calls of the layers that they are made of.
     """
 
-    names: Collection[str]
+    names: Set[str]
     rules: Mapping[str, FisherRule]
     outputs: Tensor
     recording: Recording
@@ -69,7 +69,7 @@ class ByRule:
         wanted = {
             call.prefix
             for call in self.recording.calls
-            if any(name in self.names for name in call.names.values())
+            if not self.names.isdisjoint(call.names.values())
         }
         for call, gradient in self.recording.output_gradients(self.outputs, factor, wanted):
             gradient, inputs = at_least_single(gradient), call.inputs
@@ -80,6 +80,6 @@ class ByRule:
             rule = self.rules[call.prefix]
             for own_name, square in rule(call.layer, inputs, gradient).items():
                 name = call.names.get(own_name)
-                if name in self.names:
+                if name is not None and name in self.names:
                     total[name] = total[name] + square if name in total else square
         return total

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 
 import torch
@@ -105,7 +105,7 @@ def start(task: OneTask, rules: Mapping[str, FisherRule], x: Tensor | Samples) -
 def disagreeing(
     task: OneTask,
     rules: Mapping[str, FisherRule],
-    names: Collection[str],
+    names: Set[str],
     x: Tensor | Samples,
     dtype: torch.dtype,
 ) -> tuple[set[str], set[str]]:
@@ -159,7 +159,7 @@ def _start(
 
 
 def _wrong_rules(
-    task: OneTask, rules: Mapping[str, FisherRule], names: Collection[str], trial: Trial
+    task: OneTask, rules: Mapping[str, FisherRule], names: Set[str], trial: Trial
 ) -> set[str]:
     wrong = _wrong(task, rules, names, trial, by_layer=task_is_double(trial))
     if not wrong or task_is_double(trial):
@@ -182,7 +182,7 @@ def task_is_double(trial: Trial) -> bool:
 def _wrong(
     task: OneTask,
     rules: Mapping[str, FisherRule],
-    names: Collection[str],
+    names: Set[str],
     trial: Trial,
     *,
     by_layer: bool,

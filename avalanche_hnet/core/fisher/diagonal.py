@@ -108,7 +108,7 @@ def diagonal_fisher(
                 n_samples += len(x)
         if n_samples == 0:
             raise ValueError("batches must yield at least one sample, got none")
-        return {name: fisher.mean(name, p.detach(), n_samples) for name, p in parameters.items()}
+        return {name: fisher.mean(name, p, n_samples) for name, p in parameters.items()}
 
 
 class _Sum:

@@ -40,7 +40,7 @@ class OneTask:
 
     @cached_property
     def names(self) -> dict[str, dict[str, str]]:
-        """For each layer, by name, the names in the model of its own parameters, by theirs in it."""
+        """The names in the model of each layer's own parameters, by their names in the layer."""
         return {
             prefix: {
                 name: f"{prefix}.{name}".lstrip(".")

@@ -62,7 +62,8 @@ class Recording:
         )
         for call, gradient in zip(calls, gradients, strict=True):
             if gradient is not None:
-                yield call, gradient.reshape(call.shape)
+                shape = call.shape
+                yield call, gradient if gradient.shape == shape else gradient.reshape(shape)
 
 
 def record(task: OneTask, x: Tensor | Samples, layers: Collection[str]) -> tuple[Tensor, Recording]:

@@ -62,8 +62,7 @@ def unsound(
 
 
 def _has_samples(call: Call, n_samples: int) -> bool:
-    shapes = call.inputs.shape, call.shape
-    return all(len(shape) > 0 and shape[0] == n_samples for shape in shapes)
+    return call.inputs.shape[:1] == call.shape[:1] == (n_samples,)
 
 
 def _misaligned(

@@ -154,9 +154,7 @@ class SquaredGradients:
     def _without_rules(self, names: Iterable[str], x: Tensor | Samples) -> Choice:
         return _announced(choose_again(self.choice, names, self._task, x, self._dtype))
 
-    def _methods(
-        self, x: Tensor | Samples, outputs: Tensor, recording: Recording
-    ) -> list[Method]:
+    def _methods(self, x: Tensor | Samples, outputs: Tensor, recording: Recording) -> list[Method]:
         return self.choice.methods(self._task, self._rules, x, outputs, recording)
 
 

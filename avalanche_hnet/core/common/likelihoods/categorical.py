@@ -90,10 +90,7 @@ class Categorical(Likelihood):
 
     def nll_gradient(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """See :class:`Likelihood`; p minus 1 at the label, if all of them count alike."""
-        n_classes = outputs.shape[1]
-        fit = targets.shape == outputs.shape[:1] + outputs.shape[2:] and targets.numel() > 0
-        is_own = type(self).nll is Categorical.nll and self._is_plain(n_classes)
-        if targets.is_floating_point() or not fit or not is_own or not are_classes(targets, n_classes):
+        if not self._is_of_labels(outputs, targets):
             return super().nll_gradient(outputs, targets)
         label = targets.long().unsqueeze(1)
         gradient = outputs.detach().softmax(1)
@@ -192,6 +189,18 @@ class Categorical(Likelihood):
         if 0 <= self.ignore_index < n_classes:
             shares[self.ignore_index] = 0
         return shares
+
+    def _is_of_labels(self, outputs: Tensor, targets: Tensor) -> bool:
+        """Whether the NLL is the plain cross-entropy of labels all of which are classes."""
+        n_classes = outputs.shape[1]
+        return (
+            type(self).nll is Categorical.nll
+            and self._is_plain(n_classes)
+            and not targets.is_floating_point()
+            and targets.shape == outputs.shape[:1] + outputs.shape[2:]
+            and targets.numel() > 0
+            and are_classes(targets, n_classes)
+        )
 
     def _is_plain(self, n_classes: int) -> bool:
         """Whether the NLL is that of labels, whose gradient has the mean zero."""
