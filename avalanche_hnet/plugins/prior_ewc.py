@@ -180,7 +180,7 @@ class PriorEWCPlugin(SupervisedPlugin):
         likelihood = resolve_likelihood(self.likelihood, strategy._criterion)
         self._experience = _CurrentExperience(likelihood)
         with undisturbed(strategy.model):
-            refuse_batch_statistics(strategy.model)
+            refuse_batch_statistics(dict(strategy.model.named_modules()))
 
     def before_training_exp(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
         """Take in the model as it is now, with the heads of this experience."""

@@ -10,16 +10,17 @@ from torch import Tensor, nn
 
 from avalanche_hnet.core.common.evaluation import undisturbed, usable
 from avalanche_hnet.core.common.likelihoods import Categorical, Gaussian, Likelihood
-from avalanche_hnet.core.common.samples import Samples, as_samples
-from avalanche_hnet.core.common.structures import described
+from avalanche_hnet.core.common.samples import Samples, as_samples, structure_of
+from avalanche_hnet.core.common.structures import described, map_tensors
 from avalanche_hnet.core.common.task_labels import takes_task_labels
-from avalanche_hnet.core.fisher.methods import at_least_single
+from avalanche_hnet.core.fisher.methods import ByName, at_least_single
 from avalanche_hnet.core.fisher.squared_gradients import SquaredGradients
 from avalanche_hnet.core.fisher.trial import N_TRIAL
 
 FisherKind = Literal["empirical", "sampled", "exact"]
 
 # In batches that are mappings: as Hugging Face and as Avalanche name them.
+_OF_REAL, _OF_CLASSES = Gaussian(), Categorical()
 _TARGETS, _TASK_LABELS = "labels", "targets_task_labels"
 
 
@@ -92,7 +93,7 @@ def diagonal_fisher(
     gradients: dict[tuple[int | None, int, tuple[Any, ...]], SquaredGradients] = {}
     with undisturbed(model), torch.inference_mode(False), torch.enable_grad():
         batches = (_columns(batch) for batch in batches)
-        fisher = {n: at_least_single(torch.zeros_like(p.detach())) for n, p in parameters.items()}
+        fisher = _Sum()
         if max_samples is not None:
             batches = _random_subset(batches, max_samples, generator)
         for batch in batches:
@@ -103,12 +104,36 @@ def diagonal_fisher(
                     gradients[inputs] = SquaredGradients(model, parameters, x, labels)
                 outputs, squares = gradients[inputs].forward(x)
                 for factor in _fisher_factors(outputs, y, likelihood, kind, generator):
-                    for name, square in squares(factor).items():
-                        fisher[name] += square
+                    fisher.add(squares(factor))
                 n_samples += len(x)
         if n_samples == 0:
             raise ValueError("batches must yield at least one sample, got none")
-        return {name: total / n_samples for name, total in fisher.items()}
+        return {name: fisher.mean(name, p, n_samples) for name, p in parameters.items()}
+
+
+class _Sum:
+    """Sums of tensors by name, which are not copied before there are several."""
+
+    def __init__(self) -> None:
+        self._totals: ByName = {}
+        self._of_several: set[str] = set()
+
+    def add(self, terms: ByName) -> None:
+        for name, term in terms.items():
+            if name in self._of_several:
+                self._totals[name] += term
+            elif name in self._totals:
+                self._totals[name] = self._totals[name] + term
+                self._of_several.add(name)
+            else:
+                self._totals[name] = term
+
+    def mean(self, name: str, like: Tensor, number: int) -> Tensor:
+        """The sum divided by a number, as ``like`` but in float32 at least; 0 of no terms."""
+        like = at_least_single(like)
+        if name not in self._totals:
+            return torch.zeros_like(like)
+        return (self._totals[name] / number).to(like)
 
 
 def _fisher_factors(
@@ -120,7 +145,7 @@ def _fisher_factors(
 ) -> Iterator[Tensor]:
     """Tensors c_k (B, …) such that the Fisher of sample n is Σ_k (J_nᵀ c_kn)²."""
     if likelihood is None:
-        likelihood = Gaussian() if targets.is_floating_point() else Categorical()
+        likelihood = _OF_REAL if targets.is_floating_point() else _OF_CLASSES
     counted = None if kind == "empirical" else likelihood.counted(outputs, targets)
     if kind == "exact":
         for factor in likelihood.fisher_factors(outputs):
@@ -128,8 +153,7 @@ def _fisher_factors(
         return
     if kind == "sampled":
         targets = likelihood.sample(outputs, generator)
-    outputs = outputs.requires_grad_()
-    gradient = torch.autograd.grad(likelihood.nll(outputs, targets).sum(), outputs)[0]
+    gradient = likelihood.nll_gradient(outputs, targets)
     yield gradient if counted is None else gradient * counted
 
 
@@ -167,23 +191,31 @@ def _random_subset(
     batches: Iterable[Sequence[Any]], size: int, generator: torch.Generator | None
 ) -> Iterator[Sequence[Any]]:
     """One pass over ``batches`` that keeps the ``size`` samples with the smallest random keys."""
-    # Samples that were padded in another way have other shapes, and stay apart.
-    kept: dict[tuple[Any, ...], tuple[Tensor, list[Any]]] = {}
+    kept: dict[str, tuple[Tensor, list[Any]]] = {}
     step = 1
     for batch in batches:
         step = max(step, len(batch[0]))
         device = torch.device("cpu") if generator is None else generator.device
         drawn = torch.rand(len(batch[0]), generator=generator, device=device, dtype=torch.float64)
-        shape = tuple(values.shape[1:] for values in batch)
-        keys, values = kept.get(shape, (drawn[:0].cpu(), [v[:0] for v in batch]))
+        form = _form(batch)
+        keys, values = kept.get(form, (drawn[:0].cpu(), [v[:0] for v in batch]))
         keys = torch.cat([keys, drawn.cpu()])
-        kept[shape] = keys, [torch.cat(pair) for pair in zip(values, batch, strict=True)]
+        kept[form] = keys, [torch.cat(pair) for pair in zip(values, batch, strict=True)]
         every_key = torch.cat([keys for keys, _ in kept.values()])
         if len(every_key) > size:
             last = every_key.topk(size, largest=False).values.max()
-            kept = {s: _chosen(keys <= last, keys, values) for s, (keys, values) in kept.items()}
+            kept = {f: _chosen(keys <= last, keys, values) for f, (keys, values) in kept.items()}
     for _, tensors in kept.values():
         yield from zip(*(values.split(step) for values in tensors), strict=True)
+
+
+def _form(batch: Sequence[Any]) -> str:
+    """Equal for batches whose samples can be put together: in the same structure and shapes."""
+    return repr([map_tensors(_kind, structure_of(values)) for values in batch])
+
+
+def _kind(tensor: Tensor) -> tuple[Any, ...]:
+    return tensor.dtype, *tensor.shape[1:]
 
 
 def _chosen(mask: Tensor, keys: Tensor, tensors: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:

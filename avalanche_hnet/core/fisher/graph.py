@@ -91,10 +91,8 @@ def graph_of(
     """The graph of ``outputs``; a parameter's use goes no further than a node of ``ends``."""
     if outputs.grad_fn is None:
         return Graph((), True, False, frozenset(), frozenset(), frozenset())
-    uses: dict[Node, int] = {}
+    uses: dict[Node, int] = {outputs.grad_fn: 0}
     user: dict[Node, Node] = {}
-    # The nodes in order, as they are found; a dict remembers which are known.
-    seen: dict[Node, None] = {outputs.grad_fn: None}
     waiting = [outputs.grad_fn]
     description: list[Hashable] = []
     leaves: dict[int, Node] = {}
@@ -102,23 +100,27 @@ def graph_of(
     while waiting:
         node = waiting.pop()
         name = node.name()
-        children = node.next_functions
         if name == _ACCUMULATE:
             variable: Any = getattr(node, "variable", None)
             leaves[id(variable)] = node
+            continue
+        children = node.next_functions
+        if _needs_no_look(name):
+            description.append(name)
         else:
             key, dimensions = _described(node, name)
             description.append((name, dimensions))
             is_fixed = is_fixed and _has_a_fixed_way(key, dimensions, children)
             is_opaque = is_opaque or key.startswith("CheckpointFunction")
         for child, _ in children:
-            if child is None:
-                continue
-            uses[child] = uses.get(child, 0) + 1
-            user[child] = node
-            if child not in seen:
-                seen[child] = None
+            if child in uses:
+                uses[child] += 1
+            elif child is not None:
+                uses[child] = 1
                 waiting.append(child)
+            else:
+                continue
+            user[child] = node
     once: set[str] = set()
     several: set[str] = set()
     for name, parameter in parameters.items():
@@ -129,7 +131,7 @@ def graph_of(
         tuple(description),
         is_fixed,
         is_opaque,
-        frozenset(seen),
+        frozenset(uses),
         frozenset(once),
         frozenset(several),
     )
@@ -156,6 +158,13 @@ def _operation(name: str) -> tuple[str, str | None]:
     """Its name without number, and the attribute that holds the dimensions."""
     key = name.rstrip("0123456789").removesuffix("Backward")
     return key, _OF_DIMENSIONS.get(key)
+
+
+@cache
+def _needs_no_look(name: str) -> bool:
+    """Whether an operation of this name has a fixed way, whatever its dimensions and factors."""
+    key, attribute = _operation(name)
+    return attribute is None and key in _KNOWN and key not in ("Mm", "Addmm")
 
 
 def _described(node: Node, name: str) -> tuple[str, Hashable]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -12,12 +12,17 @@ from avalanche_hnet.core.common.samples import Samples
 
 
 @contextmanager
-def in_precision(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
+def in_precision(modules: Collection[nn.Module], dtype: torch.dtype) -> Iterator[None]:
     """Parameters and buffers that are coarser than ``dtype`` are in it inside, their own after."""
-    parameters = [(p, p.data) for p in model.parameters() if is_coarser(p, dtype)]
+    parameters = [
+        (parameter, parameter.data)
+        for module in modules
+        for parameter in module._parameters.values()
+        if parameter is not None and is_coarser(parameter, dtype)
+    ]
     buffers = [
         (module, name, buffer)
-        for module in model.modules()
+        for module in modules
         for name, buffer in module._buffers.items()
         if buffer is not None and is_coarser(buffer, dtype)
     ]
@@ -41,4 +46,6 @@ def converted(x: Tensor | Samples, dtype: torch.dtype) -> Tensor | Samples:
 
 def is_coarser(values: Tensor | Samples, dtype: torch.dtype) -> bool:
     """Whether these are floating-point numbers with fewer digits."""
-    return values.is_floating_point() and torch.finfo(values.dtype).eps > torch.finfo(dtype).eps
+    if values.dtype == dtype or not values.is_floating_point():
+        return False
+    return torch.finfo(values.dtype).eps > torch.finfo(dtype).eps

@@ -60,10 +60,11 @@ class SquaredGradients:
         x: Tensor | Samples,
         labels: Tensor | int | None,
     ) -> None:
-        refuse_batch_statistics(model)
         label = labels[:1] if isinstance(labels, Tensor) else labels
-        self._rules = layers_with_rules(model)
-        first = start(OneTask(model, parameters, label), self._rules, x)
+        task = OneTask(model, parameters, label)
+        refuse_batch_statistics(task.layers)
+        self._rules = layers_with_rules(task.layers)
+        first = start(task, self._rules, x)
         self._task, self._dtype = first.task, first.dtype
         self._tried = set(first.tried)
         self._aligned = set(first.aligned)
@@ -153,9 +154,7 @@ class SquaredGradients:
     def _without_rules(self, names: Iterable[str], x: Tensor | Samples) -> Choice:
         return _announced(choose_again(self.choice, names, self._task, x, self._dtype))
 
-    def _methods(
-        self, x: Tensor | Samples, outputs: Tensor, recording: Recording
-    ) -> tuple[Method, ...]:
+    def _methods(self, x: Tensor | Samples, outputs: Tensor, recording: Recording) -> list[Method]:
         return self.choice.methods(self._task, self._rules, x, outputs, recording)
 
 

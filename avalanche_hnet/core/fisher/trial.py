@@ -28,20 +28,24 @@ class Trial:
     Attributes:
         x: inputs (B, …).
         outputs: for these (B, …).
+        singles: the outputs for each of these alone, (B, …).
         recording: the calls of layers that they are made of.
         factor: random factors of the outputs, since the gradients of a perfect fit vanish.
         truth: squared gradients from single samples; parameters without gradients are left out.
         largest: of the elements of each of these.
         dtype: the coarsest floating-point type on the way.
+        covered: names of the parameters of the recorded layers.
     """
 
     x: Tensor | Samples
     outputs: Tensor
+    singles: Tensor
     recording: Recording
     factor: Tensor
     truth: ByName
     largest: dict[str, float]
     dtype: torch.dtype
+    covered: set[str]
 
     def disagreeing(
         self,
@@ -56,27 +60,32 @@ class Trial:
         which layer it belongs, of that layer: a bias before a softmax has gradients that are
         nothing but rounding.
         """
-        return {name for name in names if not self._agree(name, squares, layer_of)}
+        tolerance, rounding = tolerances(self.dtype)
+        wrong = set()
+        for name in names:
+            if name not in squares or name not in self.truth:
+                there = [s[name] for s in (squares, self.truth) if name in s]
+                is_right = not any(square.any() for square in there)
+            elif self.truth[name].numel() == 0:
+                is_right = True
+            else:
+                # |√s − √t| ≤ tolerance √t + rounding √largest, without roots, to a factor of 2.
+                truth = self.truth[name]
+                excess = (squares[name] - truth).abs_().sub_(truth, alpha=tolerance).max()
+                is_right = float(excess) <= rounding**2 * self._largest(name, layer_of)
+            if not is_right:
+                wrong.add(name)
+        return wrong
 
     def active(self, names: Iterable[str]) -> set[str]:
         """Those that have gradients other than zero here."""
         return {name for name in names if self.largest.get(name, 0) > 0}
 
-    def _agree(self, name: str, squares: ByName, layer_of: Callable[[str], str] | None) -> bool:
-        if name not in squares or name not in self.truth:
-            there = [s[name] for s in (squares, self.truth) if name in s]
-            return not any(square.any() for square in there)
-        truth = self.truth[name]
-        if not truth.numel():
-            return True
-        largest = self.largest[name]
-        if layer_of is not None:
-            layer = layer_of(name)
-            largest = max(s for n, s in self.largest.items() if layer_of(n) == layer)
-        tolerance, rounding = tolerances(self.dtype)
-        # |√s − √t| ≤ tolerance √t + rounding √largest, without the roots and up to a factor of 2.
-        excess = (squares[name] - truth).abs_().sub_(truth, alpha=tolerance).max()
-        return bool(excess <= rounding**2 * largest)
+    def _largest(self, name: str, layer_of: Callable[[str], str] | None) -> float:
+        if layer_of is None:
+            return self.largest[name]
+        layer = layer_of(name)
+        return max(s for n, s in self.largest.items() if layer_of(n) == layer)
 
 
 def make_trial(task: OneTask, rules: Mapping[str, FisherRule], x: Tensor | Samples) -> Trial:
@@ -100,19 +109,21 @@ def make_trial(task: OneTask, rules: Mapping[str, FisherRule], x: Tensor | Sampl
     for _, single, gradients in ByLoop(task.parameters, task, x).outputs_and_gradients(factor):
         singles.append(single)
         for name, gradient in gradients.items():
-            of_sample = at_least_single(gradient[0])
+            of_sample = at_least_single(gradient)
             if name in truth:
                 truth[name].addcmul_(of_sample, of_sample)
             else:
                 truth[name] = of_sample.square()
     dtypes = {outputs.dtype, *recording.dtypes()}
-    if not task.parameters.keys() <= task.of_layers(rules):  # layers that were not recorded
+    covered = task.of_layers(rules)
+    if not task.parameters.keys() <= covered:  # layers that were not recorded
         dtypes |= dtypes_in_graph(outputs)
     dtype = coarsest(dtypes)
-    if singles:
-        refuse_mixed_samples(torch.cat(singles), outputs.detach(), dtype)
+    together = outputs.detach()
+    alone = torch.cat(singles) if singles else together
+    refuse_mixed_samples(alone, together, dtype)
     largest = {name: float(square.max()) for name, square in truth.items() if square.numel()}
-    return Trial(x, outputs, recording, factor, truth, largest, dtype)
+    return Trial(x, outputs, alone, recording, factor, truth, largest, dtype, covered)
 
 
 def tolerances(dtype: torch.dtype) -> tuple[float, float]:
@@ -136,8 +147,9 @@ def refuse_mixed_samples(singles: Tensor, batched: Tensor, dtype: torch.dtype) -
         return
     tolerance, rounding = tolerances(dtype)
     sizes = singles.abs()
-    limit = tolerance * (sizes.amax(0) + rounding * sizes.max())
-    if not bool(((batched - singles).abs_() <= limit).all()):
+    limit = sizes.amax(0).add_(sizes.max(), alpha=rounding)
+    excess = (batched - singles).abs_().sub_(limit, alpha=tolerance).max()
+    if not float(excess) <= 0:  # which NaN is not either
         raise ValueError(
             "model gives a sample different outputs alone and in a batch, or from call to "
             "call, in evaluation mode, so it has no per-sample gradients; look for layers "

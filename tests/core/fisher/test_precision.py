@@ -26,7 +26,7 @@ def test_a_model_is_in_another_type_and_then_in_its_own():
     before, data = deepcopy(model.state_dict()), [p.data_ptr() for p in model.parameters()]
 
     def inside():
-        with in_precision(model, torch.float32):
+        with in_precision([*model.modules()], torch.float32):
             assert model[0].weight.dtype == model[1].running_mean.dtype == torch.float32
             assert model[1].num_batches_tracked.dtype == torch.long
             assert model[2].weight.dtype == torch.float64

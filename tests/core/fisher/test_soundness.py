@@ -67,7 +67,8 @@ def test_as_many_tokens_as_samples_are_not_taken_for_samples(first):
 
 def names_unsound(model, x):
     parameters = dict(model.named_parameters())
-    task, rules = OneTask(model.eval(), parameters, None), layers_with_rules(model)
+    task = OneTask(model.eval(), parameters, None)
+    rules = layers_with_rules(task.layers)
     outputs, recording = record(task, x, rules)
     return unsound(task, outputs, recording, task.of_layers(rules), set())
 
