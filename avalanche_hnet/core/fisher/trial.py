@@ -126,6 +126,28 @@ def coarsest(dtypes: Iterable[torch.dtype]) -> torch.dtype:
     return max((d for d in dtypes if d.is_floating_point), key=lambda d: torch.finfo(d).eps)
 
 
+def refuse_mixed_rows(
+    task: OneTask, x: Tensor | Samples, outputs: Tensor, recording: Recording
+) -> None:
+    """:func:`refuse_mixed_samples` for the last rows of a batch that is larger than a trial.
+
+    What has room for so many samples, such as an expert, shows it there.
+
+    Args:
+        task: the model.
+        x: the batch.
+        outputs: of the batch (B, …).
+        recording: the calls of layers with rules behind them.
+
+    Raises:
+        ValueError: see :func:`refuse_mixed_samples`.
+    """
+    with torch.no_grad():
+        alone = task.outputs(x[-N_TRIAL:])
+    dtype = coarsest(recording.dtypes() | dtypes_in_graph(outputs))
+    refuse_mixed_samples(alone, outputs[-N_TRIAL:].detach(), dtype)
+
+
 def refuse_mixed_samples(singles: Tensor, batched: Tensor, dtype: torch.dtype) -> None:
     """Check that samples have the same outputs (B, …) alone and together, up to rounding.
 
