@@ -37,6 +37,7 @@ from avalanche_hnet.data.in_order import batches_in_order
 from avalanche_hnet.models.active import active_elements
 from avalanche_hnet.plugins.experience_penalty import ExperiencePenalty
 from avalanche_hnet.plugins.finite_loss import refuse_loss
+from avalanche_hnet.plugins.forward_checks import refuse_other_forward
 from avalanche_hnet.plugins.in_memory import store_of
 from avalanche_hnet.plugins.model_checks import ModelChecks
 from avalanche_hnet.plugins.penalty_step import (
@@ -195,6 +196,7 @@ class PriorEWCPlugin(SupervisedPlugin):
     def after_forward(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
         """Refuse a first batch that does not fit the likelihood."""
         if strategy.clock.train_exp_iterations == 0:
+            refuse_other_forward(strategy)
             check_first_batch(
                 self._required_experience().likelihood,
                 strategy._criterion,
