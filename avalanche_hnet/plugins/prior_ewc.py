@@ -30,6 +30,7 @@ from avalanche_hnet.core.common.likelihoods import (
 )
 from avalanche_hnet.core.common.logits import logits_of
 from avalanche_hnet.core.fisher.batch_statistics import refuse_batch_statistics
+from avalanche_hnet.core.fisher.complex_parameters import refuse_complex_parameters
 from avalanche_hnet.core.fisher.diagonal import FisherKind, diagonal_fisher
 from avalanche_hnet.core.posterior.gaussian import GaussianPosterior, PriorMean
 from avalanche_hnet.data.experiences import stated_classes
@@ -178,6 +179,7 @@ class PriorEWCPlugin(SupervisedPlugin):
         self._experience = _CurrentExperience(likelihood)
         with undisturbed(strategy.model):
             refuse_batch_statistics(strategy.model)
+            refuse_complex_parameters(strategy.model)
         self._checks.before_adaptation(strategy, self.posterior)
 
     def before_training_exp(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:

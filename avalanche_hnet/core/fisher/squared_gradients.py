@@ -21,6 +21,7 @@ from avalanche_hnet.core.fisher.choice import (
     one_by_one,
     start,
 )
+from avalanche_hnet.core.fisher.complex_parameters import refuse_complex_parameters
 from avalanche_hnet.core.fisher.layer_rules import layers_with_rules
 from avalanche_hnet.core.fisher.methods import ByName, Method, at_least_single
 from avalanche_hnet.core.fisher.one_task import OneTask
@@ -62,6 +63,7 @@ class SquaredGradients:
         labels: Tensor | int | None,
     ) -> None:
         refuse_batch_statistics(model)
+        refuse_complex_parameters(model)
         label = labels[:1] if isinstance(labels, Tensor) else labels
         self._rules = layers_with_rules(model)
         first = start(OneTask(model, parameters, label), self._rules, x)
