@@ -34,5 +34,6 @@ def refuse_other_forward(strategy: SupervisedTemplate) -> None:
                 f"{name}.forward() calls {type(model).__name__} in another way than model(mb_x), "
                 f"which fails ({error}); {remedy}"
             ) from error
-    if trained.shape != alone.shape or not torch.allclose(trained, alone, rtol=1e-2, atol=1e-4):
+    # Autocast in forward() leaves about 1 %.
+    if trained.shape != alone.shape or not (trained - alone).norm() <= 0.05 * alone.norm():
         raise ValueError(f"{name}.forward() gives other outputs than model(mb_x); {remedy}")

@@ -37,6 +37,12 @@ class WithoutMask(Naive):
         return self.model(self.mb_x, mask=None)
 
 
+class WithAutocast(Naive):
+    def forward(self):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return super().forward()
+
+
 def experience():
     data = [(torch.randn(8, 6), torch.arange(8) % 2)]
     return labelled_benchmark(data).train_stream[0]
@@ -56,7 +62,8 @@ def test_a_forward_that_gives_the_model_more_is_refused(model, message):
     assert all(torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=True))
 
 
-def test_a_forward_of_its_own_that_does_the_same_trains():
+@pytest.mark.parametrize("strategy", [WithoutMask, WithAutocast])
+def test_a_forward_of_its_own_that_does_the_same_trains(strategy):
     plugin = PriorEWCPlugin()
-    naive(Masked(), plugin, strategy=WithoutMask).train(experience())
+    naive(Masked(), plugin, strategy=strategy).train(experience())
     assert plugin.posterior.mean
