@@ -15,7 +15,7 @@ from avalanche_hnet.core.fisher.by_vmap import ByVmap
 from avalanche_hnet.core.fisher.layer_rules import FisherRule
 from avalanche_hnet.core.fisher.methods import Method
 from avalanche_hnet.core.fisher.one_task import OneTask
-from avalanche_hnet.core.fisher.precision import converted, in_precision
+from avalanche_hnet.core.fisher.precision import coarsest, converted, in_precision
 from avalanche_hnet.core.fisher.recording import Recording
 from avalanche_hnet.core.fisher.soundness import unsound
 from avalanche_hnet.core.fisher.trial import N_TRIAL, Trial, make_trial
@@ -85,12 +85,9 @@ def start(task: OneTask, rules: Mapping[str, FisherRule], x: Tensor | Samples) -
     try:
         return _start(task, rules, x, dtype)
     except Exception:  # of every kind where a dimension is missing
-        if task.in_pairs:
-            raise
-        paired = replace(task, in_pairs=True)
         if _keeps_dimension(task, x):
             raise
-        return _start(paired, rules, x, dtype)
+        return _start(replace(task, in_pairs=True), rules, x, dtype)
 
 
 def disagreeing(
@@ -185,16 +182,15 @@ def layer_of(name: str) -> str:
 
 def _trial_dtype(task: OneTask, x: Tensor | Samples) -> torch.dtype:
     """Float32 at least, if the model can be run in it."""
-    dtypes = {p.dtype for p in task.model.parameters() if p.is_floating_point()}
-    coarsest = max(dtypes, key=lambda d: torch.finfo(d).eps)
-    single = torch.promote_types(coarsest, torch.float32)
-    if single == coarsest:
+    own = coarsest(p.dtype for p in task.model.parameters())
+    single = torch.promote_types(own, torch.float32)
+    if single == own:
         return single
     try:
         with torch.no_grad(), in_precision(task.model, single):
-            task.outputs(joined([x, x])[:N_TRIAL].to(converted(x, single).dtype))
+            task.outputs(converted(joined([x, x])[:N_TRIAL], single))
     except Exception:  # a model that insists on its type
-        return coarsest
+        return own
     return single
 
 

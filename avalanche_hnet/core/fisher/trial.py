@@ -15,6 +15,7 @@ from avalanche_hnet.core.fisher.graph import dtypes_in_graph
 from avalanche_hnet.core.fisher.layer_rules import FisherRule
 from avalanche_hnet.core.fisher.methods import ByName, at_least_single
 from avalanche_hnet.core.fisher.one_task import OneTask
+from avalanche_hnet.core.fisher.precision import coarsest
 from avalanche_hnet.core.fisher.recording import Recording, record
 
 # Samples on which methods are tried: two show whether samples mix.
@@ -119,11 +120,6 @@ def tolerances(dtype: torch.dtype) -> tuple[float, float]:
     """Relative to a number itself, and to the largest of its kind."""
     eps = torch.finfo(dtype).eps
     return eps**0.3, min(1e2 * eps, eps**0.5)
-
-
-def coarsest(dtypes: Iterable[torch.dtype]) -> torch.dtype:
-    """The floating-point type of the fewest digits."""
-    return max((d for d in dtypes if d.is_floating_point), key=lambda d: torch.finfo(d).eps)
 
 
 def refuse_mixed_rows(
