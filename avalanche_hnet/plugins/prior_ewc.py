@@ -30,6 +30,7 @@ from avalanche_hnet.core.common.likelihoods import (
 )
 from avalanche_hnet.core.common.logits import logits_of
 from avalanche_hnet.core.fisher.batch_statistics import refuse_batch_statistics
+from avalanche_hnet.core.fisher.complex_parameters import refuse_complex_parameters
 from avalanche_hnet.core.fisher.diagonal import FisherKind, diagonal_fisher
 from avalanche_hnet.core.posterior.gaussian import GaussianPosterior, PriorMean
 from avalanche_hnet.data.experiences import stated_classes
@@ -37,6 +38,7 @@ from avalanche_hnet.data.in_order import batches_in_order
 from avalanche_hnet.models.active import active_elements
 from avalanche_hnet.plugins.experience_penalty import ExperiencePenalty
 from avalanche_hnet.plugins.finite_loss import refuse_loss
+from avalanche_hnet.plugins.forward_checks import refuse_other_forward
 from avalanche_hnet.plugins.in_memory import store_of
 from avalanche_hnet.plugins.model_checks import ModelChecks
 from avalanche_hnet.plugins.penalty_step import (
@@ -181,6 +183,7 @@ class PriorEWCPlugin(SupervisedPlugin):
         self._experience = _CurrentExperience(likelihood)
         with undisturbed(strategy.model):
             refuse_batch_statistics(dict(strategy.model.named_modules()))
+            refuse_complex_parameters(strategy.model)
 
     def before_training_exp(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
         """Take in the model as it is now, with the heads of this experience."""
@@ -198,6 +201,7 @@ class PriorEWCPlugin(SupervisedPlugin):
     def after_forward(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
         """Refuse a first batch that does not fit the likelihood."""
         if strategy.clock.train_exp_iterations == 0:
+            refuse_other_forward(strategy)
             check_first_batch(
                 self._required_experience().likelihood,
                 strategy._criterion,

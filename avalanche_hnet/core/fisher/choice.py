@@ -15,13 +15,12 @@ from avalanche_hnet.core.fisher.by_vmap import ByVmap
 from avalanche_hnet.core.fisher.layer_rules import FisherRule
 from avalanche_hnet.core.fisher.methods import Method
 from avalanche_hnet.core.fisher.one_task import OneTask
-from avalanche_hnet.core.fisher.precision import converted, in_precision
+from avalanche_hnet.core.fisher.precision import coarsest, converted, in_precision
 from avalanche_hnet.core.fisher.recording import Recording
 from avalanche_hnet.core.fisher.soundness import unsound
 from avalanche_hnet.core.fisher.trial import (
     N_TRIAL,
     Trial,
-    coarsest,
     make_trial,
     refuse_mixed_samples,
 )
@@ -94,12 +93,9 @@ def start(task: OneTask, rules: Mapping[str, FisherRule], x: Tensor | Samples) -
     try:
         return _start(task, rules, x, dtype)
     except Exception:  # of every kind where a dimension is missing
-        if task.in_pairs:
-            raise
-        paired = replace(task, in_pairs=True)
         if _keeps_dimension(task, x):
             raise
-        return _start(paired, rules, x, dtype)
+        return _start(replace(task, in_pairs=True), rules, x, dtype)
 
 
 def disagreeing(
@@ -202,19 +198,18 @@ def layer_of(name: str) -> str:
 
 def _trial_dtype(task: OneTask, x: Tensor | Samples) -> torch.dtype:
     """Float32 at least, if the model can be run in it."""
-    dtypes = {
+    own = coarsest(
         parameter.dtype
         for module in task.layers.values()
         for parameter in module._parameters.values()
-        if parameter is not None and parameter.is_floating_point()
-    }
-    own = coarsest(dtypes)
+        if parameter is not None
+    )
     single = torch.promote_types(own, torch.float32)
     if single == own:
         return single
     try:
         with torch.no_grad(), in_precision(task.layers.values(), single):
-            task.outputs(joined([x, x])[:N_TRIAL].to(converted(x, single).dtype))
+            task.outputs(converted(joined([x, x])[:N_TRIAL], single))
     except Exception:  # a model that insists on its type
         return own
     return single

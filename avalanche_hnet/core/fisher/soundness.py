@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Hashable
 
-import torch
 from torch import Tensor
 
 from avalanche_hnet.core.fisher.alignment import misaligned
 from avalanche_hnet.core.fisher.graph import Graph, graph_of
 from avalanche_hnet.core.fisher.one_task import OneTask
+from avalanche_hnet.core.fisher.precision import coarsest
 from avalanche_hnet.core.fisher.recording import Call, Recording
 
 
@@ -81,11 +81,8 @@ def _misaligned(
         aligned.add(signature)
     if graph.is_fixed and signature in aligned:
         return set()
-    coarsest = max(
-        (d for d in {outputs.dtype, *recording.dtypes()} if d.is_floating_point),
-        key=lambda d: torch.finfo(d).eps,
-    )
-    wrong = misaligned(recording, outputs, coarsest, prefixes)
+    dtype = coarsest({outputs.dtype, *recording.dtypes()})
+    wrong = misaligned(recording, outputs, dtype, prefixes)
     if graph.is_fixed and not wrong:
         aligned.add(signature)
     return wrong

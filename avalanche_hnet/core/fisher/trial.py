@@ -15,6 +15,7 @@ from avalanche_hnet.core.fisher.graph import dtypes_in_graph
 from avalanche_hnet.core.fisher.layer_rules import FisherRule
 from avalanche_hnet.core.fisher.methods import ByName, at_least_single
 from avalanche_hnet.core.fisher.one_task import OneTask
+from avalanche_hnet.core.fisher.precision import coarsest
 from avalanche_hnet.core.fisher.recording import Recording, record
 
 # Samples on which methods are tried: two show whether samples mix.
@@ -132,9 +133,26 @@ def tolerances(dtype: torch.dtype) -> tuple[float, float]:
     return eps**0.3, min(1e2 * eps, eps**0.5)
 
 
-def coarsest(dtypes: Iterable[torch.dtype]) -> torch.dtype:
-    """The floating-point type of the fewest digits."""
-    return max((d for d in dtypes if d.is_floating_point), key=lambda d: torch.finfo(d).eps)
+def refuse_mixed_rows(
+    task: OneTask, x: Tensor | Samples, outputs: Tensor, recording: Recording
+) -> None:
+    """:func:`refuse_mixed_samples` for the last rows of a batch that is larger than a trial.
+
+    What has room for so many samples, such as an expert, shows it there.
+
+    Args:
+        task: the model.
+        x: the batch.
+        outputs: of the batch (B, …).
+        recording: the calls of layers with rules behind them.
+
+    Raises:
+        ValueError: see :func:`refuse_mixed_samples`.
+    """
+    with torch.no_grad():
+        alone = task.outputs(x[-N_TRIAL:])
+    dtype = coarsest(recording.dtypes() | dtypes_in_graph(outputs))
+    refuse_mixed_samples(alone, outputs[-N_TRIAL:].detach(), dtype)
 
 
 def refuse_mixed_samples(singles: Tensor, batched: Tensor, dtype: torch.dtype) -> None:
