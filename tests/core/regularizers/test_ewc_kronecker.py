@@ -74,9 +74,12 @@ def test_rank_one_is_that_of_the_posterior():
             torch.testing.assert_close(found.value, value)
         everything = {n: torch.ones_like(p, dtype=torch.bool) for n, p in parameters.items()}
         posterior.update(parameters, samples.factors, samples.n_samples, everything)
-    state = regularizer.posterior.state_dict()
-    assert all(len(layer["inputs"]) == 1 for layer in state["layers"].values())
-    torch.testing.assert_close(state["layers"], posterior.state_dict()["layers"])
+    found, expected = (p.state_dict()["layers"] for p in (regularizer.posterior, posterior))
+    assert found.keys() == expected.keys() == {"trunk.0", "trunk.2"}
+    for name, layer in found.items():
+        assert len(layer["inputs"]) == 1
+        for factor in ("inputs", "outputs"):
+            torch.testing.assert_close(layer[factor], expected[name][factor])
 
 
 @pytest.mark.parametrize("kind", ["full", "chunks that do not divide", "chunks of tasks"])
