@@ -45,6 +45,7 @@ from avalanche_hnet.plugins.model_checks import ModelChecks
 from avalanche_hnet.plugins.penalty_step import (
     PenaltyStep,
     names_with_implicit_steps,
+    warn_of_layers,
     warn_of_others,
 )
 from avalanche_hnet.plugins.prior_ewc_checks import (
@@ -184,6 +185,7 @@ class PriorEWCPlugin(SupervisedPlugin):
         self._experience: _CurrentExperience | None = None
         self._model_id: int | None = None  # rather than the model, which would be saved with it
         self._has_warned_of_steps = self._has_warned_of_prior = False
+        self._has_warned_of_layers = False
         self._checks = ModelChecks()
 
     def before_train_dataset_adaptation(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
@@ -231,6 +233,8 @@ class PriorEWCPlugin(SupervisedPlugin):
         )
         scale /= penalty.n_samples
         penalty = penalty.with_strengths(scale, scale * self.ewc_lambda, strategy.optimizer)
+        if self.penalty_step == "implicit" and not self._has_warned_of_layers:
+            self._has_warned_of_layers = warn_of_layers(strategy.optimizer, penalty.without_step)
         prior, ewc = penalty.values()
         total = strategy.loss + prior + ewc
         logs = strategy.clock.train_exp_iterations % self.log_every == 0
