@@ -46,9 +46,7 @@ def trained(case, plugin, experiences, *others, **options):
     torch.manual_seed(0)
     model = case.make()
     metrics = [accuracy_metrics(experience=True, stream=True), loss_metrics(epoch=True)]
-    evaluator = EvaluationPlugin(
-        *metrics, forgetting_metrics(experience=True), *others, loggers=[]
-    )
+    evaluator = EvaluationPlugin(*metrics, forgetting_metrics(experience=True), *others, loggers=[])
     plugins = [plugin, *case.plugins()]
     strategy = naive(model, *plugins, evaluator=evaluator, lr=0.02, train_mb_size=8, **options)
     for number, experience in enumerate(experiences):
