@@ -8,11 +8,9 @@ import torch
 from avalanche.evaluation.metrics import accuracy_metrics, forgetting_metrics, loss_metrics
 from avalanche.models import MultiTaskModule
 from avalanche.training.plugins import EvaluationPlugin
-from torch import nn
 
 from avalanche_hnet import PriorEWCPlugin, TaskInferencePlugin, TaskStatisticsPlugin, predict
 from avalanche_hnet.metrics import task_inference_metrics
-from tests.support.kronecker import matrix_of
 from tests.support.networks import NETWORKS, layers_with_weights
 from tests.support.strategies import naive
 from tests.support.streams import adapt, tensors
