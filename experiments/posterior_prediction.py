@@ -22,11 +22,13 @@ from torch import nn
 
 from avalanche_hnet import Posterior, PriorEWCPlugin, predict
 from avalanche_hnet.core.posterior.predict import PredictionMethod
+from avalanche_hnet.core.posterior.structure import Structure
 from experiments import split_digits, split_mnist
 from experiments.common.comparison.learning import make_strategy
 from experiments.common.comparison.networks import make_model
 from experiments.common.comparison.options import Options
 from experiments.common.in_memory import in_memory, tensors_of
+from experiments.common.methods import STRUCTURES
 from experiments.common.mnist import require_mnist
 from experiments.common.run_folder import make_run_folder, print_report, say_finished
 from experiments.common.settings import Count, DatasetRoot, NotNegative, Positive, Settings, Widths
@@ -49,6 +51,8 @@ class PosteriorPredictionOptions(Settings):
     """Strength of PriorEWC."""
     prior_variance: Positive = 1.0
     """Variance of the prior of PriorEWC."""
+    structure: Structure = "diagonal"
+    """Of the posterior: diagonal or kronecker."""
     n_samples: Count = 30
     """Networks that are drawn from the posterior."""
     dataset_root: DatasetRoot = None
@@ -83,13 +87,15 @@ def learn(
     options: PosteriorPredictionOptions, seed: int, log_folder: Path
 ) -> tuple[Qualities, Qualities]:
     """Of the first task, right after it was learned, and of all tasks together at the end."""
+    method = STRUCTURES[options.structure]
+    variance = "prior_variance" if method == "prior-ewc" else "prior_ewc_kron_variance"
     common: dict[str, Any] = {
         "scenario": "task",
-        "methods": ("prior-ewc",),
+        "methods": (method,),
         "hidden": options.hidden,
         "iterations": options.iterations,
-        "prior_ewc_lambda": options.prior_ewc_lambda,
-        "prior_variance": options.prior_variance,
+        f"{method.replace('-', '_')}_lambda": options.prior_ewc_lambda,
+        variance: options.prior_variance,
     }
     settings: Options
     if options.data == "mnist":
@@ -100,8 +106,8 @@ def learn(
         settings = split_digits.SplitDigitsOptions(**common)
         benchmark = in_memory(split_digits.make_benchmark(settings, seed), validate=False)
     RNGManager.set_random_seeds(seed)
-    model = make_model("prior-ewc", benchmark, settings)
-    strategy = make_strategy("prior-ewc", model, settings, len(benchmark.train_stream), log_folder)
+    model = make_model(method, benchmark, settings)
+    strategy = make_strategy(method, model, settings, len(benchmark.train_stream), log_folder)
     (ewc,) = (p for p in strategy.plugins if isinstance(p, PriorEWCPlugin))
     test = benchmark.test_stream
     first: Qualities = {}

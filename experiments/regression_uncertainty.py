@@ -82,6 +82,7 @@ def learn(options: UncertaintyOptions, seed: int, folder: Path) -> list[TaskResu
         fisher="exact",  # the generalised Gauss-Newton matrix; the empirical one is mostly noise
         likelihood=Gaussian(options.noise_std),
         prior_mean=options.prior_mean,
+        structure=options.structure,
         log_every=100,
     )
     with tqdm(total=options.iterations * n_tasks, disable=None) as progress:

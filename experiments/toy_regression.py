@@ -24,15 +24,16 @@ from rich.table import Table
 from torch import nn
 from tqdm import tqdm
 
-from avalanche_hnet import Gaussian, PriorEWCPlugin
+from avalanche_hnet import Gaussian
 from avalanche_hnet.benchmarks import Regression1D
+from avalanche_hnet.core.posterior.structure import Structure
 from avalanche_hnet.metrics import mse_metrics
 from experiments.common.evaluation import by_experience
 from experiments.common.fits_figure import FitsPlugin
 from experiments.common.hypernet import HypernetOptions
 from experiments.common.iterations import ProgressPlugin
 from experiments.common.layers import hidden_layers
-from experiments.common.methods import METHODS, Method, all_but
+from experiments.common.methods import METHODS, STRUCTURES, Method, all_but
 from experiments.common.run_folder import make_run_folder, print_report, say_finished
 from experiments.common.settings import ActivationName, Count, InMemory, Output, Positive, Settings
 from experiments.common.strategy import build_strategy
@@ -43,7 +44,7 @@ REGRESSION_METHODS: dict[str, Method] = {
     "naive": METHODS["naive"],
     "joint": METHODS["joint"],
     "from-scratch": METHODS["hypernet"],
-    **all_but("hypernet", "ewc", "prior-ewc", "naive", "joint"),
+    **all_but("hypernet", "ewc", *STRUCTURES.values(), "naive", "joint"),
 }
 
 if TYPE_CHECKING:
@@ -78,6 +79,8 @@ class ToyRegressionOptions(Settings):
     """Strength of PriorEWC."""
     prior_variance: float = 1.0
     """Variance of the prior of PriorEWC."""
+    structure: Structure = "diagonal"
+    """Of its posterior, for the method ewc: diagonal or kronecker."""
     hypernet: HypernetOptions = field(
         default_factory=lambda: HypernetOptions(embedding_dim=2, beta=0.005, activation="Sigmoid")
     )
@@ -127,6 +130,8 @@ def make_strategy(
 ) -> SupervisedTemplate:
     """The strategy of the method, which logs to TensorBoard."""
     method, hypernet = REGRESSION_METHODS[options.method], options.hypernet
+    if options.method == "ewc":
+        method = METHODS[STRUCTURES[options.structure]]
     if options.method == "from-scratch":
         hypernet = replace(hypernet, train_from_scratch=True, regularizer="none")
     model: nn.Module
@@ -134,7 +139,7 @@ def make_strategy(
         model = hypernet.make_model(main_network(options, 3 if hypernet.multi_head else 1))
     else:
         model = main_network(options, 1)
-    if method.plugin is PriorEWCPlugin:
+    if method.has_posterior:
         strength: float | None = options.ewc_lambda
     else:
         strength = method.strength("toy-regression", "task")

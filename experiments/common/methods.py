@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 from avalanche.training import JointTraining, Naive
@@ -25,6 +26,7 @@ from avalanche.training.plugins import EWCPlugin, SupervisedPlugin
 from avalanche.training.templates import SupervisedTemplate
 
 from avalanche_hnet import HypernetTemplate, PriorEWCPlugin
+from avalanche_hnet.core.posterior.structure import Structure
 from experiments.common.settings import Scenario
 
 
@@ -104,15 +106,35 @@ METHODS: dict[str, Method] = {
         },
         has_posterior=True,
     ),
+    "prior-ewc-kron": Method(
+        plugin=partial(PriorEWCPlugin, structure="kronecker"),
+        strengths={
+            "split-digits": _everywhere(1.0),
+            "split-mnist": _everywhere(10.0),
+            "permuted-mnist": _everywhere(10.0),
+        },
+        has_posterior=True,
+    ),
     "hypernet": Method(strategy=HypernetTemplate, through_hypernetwork=True),
     "joint": Method(strategy=JointTraining, at_once=True),
 }
+
+# The methods whose posteriors have these structures.
+STRUCTURES: dict[Structure, str] = {"diagonal": "prior-ewc", "kronecker": "prior-ewc-kron"}
 
 # For the command line, which offers the names as choices.
 if TYPE_CHECKING:
     MethodName: TypeAlias = str
 else:
     MethodName = Literal[tuple(METHODS)]
+
+
+def with_structure(methods: tuple[str, ...], structure: Structure | None) -> tuple[str, ...]:
+    """The methods, with PriorEWC by the posterior of this structure alone; None: as they are."""
+    if structure is None:
+        return methods
+    chosen = (STRUCTURES[structure] if m in STRUCTURES.values() else m for m in methods)
+    return tuple(dict.fromkeys(chosen))
 
 
 def all_but(*names: str) -> dict[str, Method]:

@@ -10,10 +10,15 @@ import pytest
 from avalanche.training import JointTraining, Naive
 from avalanche.training.plugins import EWCPlugin
 
-from avalanche_hnet import HypernetTemplate, PriorEWCPlugin
+from avalanche_hnet import (
+    GaussianPosterior,
+    HypernetTemplate,
+    KroneckerPosterior,
+    PriorEWCPlugin,
+)
 from experiments.common.comparison.options import with_strengths
 from experiments.common.methods import METHODS, Method, MethodName, all_but
-from experiments.common.modes.options import GaussianMixtureOptions
+from experiments.common.modes.options import MODE_METHODS, GaussianMixtureOptions
 from experiments.permuted_mnist import PermutedMNISTOptions
 from experiments.split_digits import SplitDigitsOptions
 from experiments.split_mnist import SplitMNISTOptions
@@ -76,7 +81,11 @@ def test_plugins_take_what_they_need_of_the_details():
     (prior_ewc,) = METHODS["prior-ewc"].plugins(5.0, **details)
     assert isinstance(prior_ewc, PriorEWCPlugin)
     assert (prior_ewc.ewc_lambda, prior_ewc.n_fisher) == (5.0, 7)
+    assert isinstance(prior_ewc.posterior, GaussianPosterior)
     assert prior_ewc.posterior.prior_variance == 3.0
+    (kronecker,) = METHODS["prior-ewc-kron"].plugins(5.0, **details)
+    assert isinstance(kronecker.posterior, KroneckerPosterior)
+    assert (kronecker.ewc_lambda, kronecker.posterior.prior_variance) == (5.0, 3.0)
 
 
 def test_strategies():
@@ -108,9 +117,12 @@ def test_a_strength_that_is_missing_is_named_before_the_training(monkeypatch):
 
 def test_strengths_of_the_modes():
     options = GaussianMixtureOptions(ewc_lambda=3.0)
-    assert [options.strength(m) for m in ("hypernet", "prior-ewc", "naive", "separate")] == [
-        None,
-        3.0,
-        None,
-        3.0,
-    ]
+    strengths = {m: options.strength(m) for m in MODE_METHODS}
+    assert strengths == {
+        "hypernet": None,
+        "prior-ewc": 3.0,
+        "prior-ewc-kron": 3.0,
+        "naive": None,
+        "separate": 3.0,
+    }
+    assert GaussianMixtureOptions(structure="kronecker").methods == ("hypernet", "prior-ewc-kron")

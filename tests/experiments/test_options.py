@@ -62,6 +62,29 @@ def test_strengths_that_are_given_are_kept(monkeypatch):
 
 
 @pytest.mark.parametrize(
+    ("structure", "methods"),
+    [
+        (None, ("naive", "prior-ewc-kron", "prior-ewc")),
+        ("diagonal", ("naive", "prior-ewc")),
+        ("kronecker", ("naive", "prior-ewc-kron")),
+    ],
+)
+def test_structure_chooses_among_the_methods(structure, methods):
+    given = ("naive", "prior-ewc-kron", "prior-ewc")
+    assert Options(methods=given, structure=structure).methods == methods
+    assert Options(methods=("joint",), structure=structure).methods == ("joint",)
+
+
+def test_each_structure_has_its_prior_and_strength():
+    options = Options(
+        prior_variance=2.0, prior_ewc_kron_variance=3.0, prior_ewc_lambda=4.0,
+        prior_ewc_kron_lambda=5.0,
+    )  # fmt: skip
+    assert (options.variance("prior-ewc"), options.variance("prior-ewc-kron")) == (2.0, 3.0)
+    assert (options.strength("prior-ewc"), options.strength("prior-ewc-kron")) == (4.0, 5.0)
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"dropout": 1.0}, "dropout must be a probability below 1, got 1.0"),

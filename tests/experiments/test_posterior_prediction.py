@@ -27,7 +27,17 @@ def test_sampling_from_a_wide_posterior_fails_where_the_mean_does_not(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "changes", [{"n_samples": 9}, {"hidden": (20,)}, {"iterations": 10}, {"prior_ewc_lambda": 1e4}]
+    "changes",
+    [
+        {"n_samples": 9},
+        {"hidden": (20,)},
+        {"iterations": 10},
+        {"prior_ewc_lambda": 1e4},
+        {"prior_variance": 0.5},
+        {"structure": "kronecker"},
+        {"structure": "kronecker", "prior_ewc_lambda": 1e4},
+        {"structure": "kronecker", "prior_variance": 0.5},
+    ],
 )
 def test_options_reach_the_predictions(changes, tmp_path):
     _, plain = learn(options(), 0, tmp_path / "a")

@@ -50,6 +50,14 @@ def test_seeds_repeat_and_differ(tmp_path):
     assert runs[0] == runs[1] != runs[2]
 
 
+def test_structure_of_the_posterior(tmp_path):
+    results = {
+        structure: learn(options(iterations=50, structure=structure), 0, tmp_path / structure)
+        for structure in ("diagonal", "kronecker")
+    }
+    assert results["diagonal"] != results["kronecker"]
+
+
 def test_few_iterations_keep_all_tasks_and_know_where_there_were_none(tmp_path):
     for result in learn(options(iterations=300, hidden=(200,)), 0, tmp_path):
         assert result.coverage >= 90

@@ -42,6 +42,15 @@ def test_methods_report_draw_and_log(method, tmp_path, capsys):
     assert ("PriorEWC/EWC" in scalars) == (method == "ewc")
 
 
+def test_structure_of_the_posterior(tmp_path):
+    diagonal, kronecker = (
+        learn(options(method="ewc", structure=s), 0, tmp_path / s)
+        for s in ("diagonal", "kronecker")
+    )
+    assert diagonal[0] == kronecker[0]  # before there is a penalty
+    assert diagonal[-1] != kronecker[-1]
+
+
 def test_hypernetwork_learns_without_forgetting_where_fine_tuning_forgets(tmp_path):
     protected = learn(options(iterations=700), 0, tmp_path / "a")
     without = HypernetOptions(regularizer="none", embedding_dim=2, activation="Sigmoid")

@@ -51,7 +51,7 @@ def make_strategy(
     """
     entry = METHODS[method]
     plugins = entry.plugins(
-        options.strength(method), prior_variance=options.prior_variance, n_fisher=options.n_fisher
+        options.strength(method), prior_variance=options.variance(method), n_fisher=options.n_fisher
     )
     metrics = [
         accuracy_metrics(epoch=True, experience=True, stream=True),

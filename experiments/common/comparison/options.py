@@ -9,9 +9,10 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 import torch
 
 from avalanche_hnet.core.posterior.predict import PredictionMethod
+from avalanche_hnet.core.posterior.structure import Structure
 from avalanche_hnet.core.posterior.task_criteria import InferenceCriterion
 from experiments.common.hypernet import HypernetOptions
-from experiments.common.methods import METHODS, MethodName
+from experiments.common.methods import METHODS, MethodName, with_structure
 from experiments.common.settings import (
     EACH_ONCE,
     Count,
@@ -70,9 +71,16 @@ class Options(Settings):
     """Strength of Avalanche's EWC. Default: the best for the scenario on held-out data, with the
     default number of iterations."""
     prior_ewc_lambda: OptionalNotNegative = None
-    """Strength of PriorEWC. Default: likewise."""
+    """Strength of PriorEWC with a diagonal posterior. Default: likewise."""
     prior_variance: Positive = 1.0
-    """Variance of the prior of PriorEWC."""
+    """Variance of its prior."""
+    prior_ewc_kron_lambda: OptionalNotNegative = None
+    """Strength of PriorEWC with a Kronecker-factored posterior. Default: likewise."""
+    prior_ewc_kron_variance: Positive = 1.0
+    """Variance of its prior."""
+    structure: Structure | None = None
+    """Of the posterior of PriorEWC among the methods, instead of both: diagonal (prior-ewc) or
+    kronecker (prior-ewc-kron)."""
     n_fisher: OptionalCount = None
     """Samples for the Fisher of PriorEWC. Default: all."""
     hypernet: HypernetOptions = field(default_factory=HypernetOptions)
@@ -87,6 +95,7 @@ class Options(Settings):
     def __post_init__(self) -> None:
         """Refuse what no run could use."""
         super().__post_init__()
+        object.__setattr__(self, "methods", with_structure(self.methods, self.structure))
         self._refuse_unused()
         try:
             torch.zeros(1, device=self.device)
@@ -131,6 +140,11 @@ class Options(Settings):
         trained_as = "task" if self.head == "separate" else self.scenario
         return METHODS[method].strength(self.experiment, trained_as)
 
+    def variance(self, method: MethodName) -> float:
+        """Of the prior of a method that has one."""
+        given: float = getattr(self, f"{_option(method)}_variance", self.prior_variance)
+        return given
+
     def _refuse_unused(self) -> None:
         if self.head is not None and self.scenario not in ("class", "all"):
             raise ValueError(
@@ -146,8 +160,8 @@ class Options(Settings):
         with_posterior = [m for m in inferring if METHODS[m].has_posterior]
         if self.prediction != "linearized" and not with_posterior:
             raise ValueError(
-                f"prediction={self.prediction!r} needs the method 'prior-ewc' in scenario 'class' "
-                "with head 'separate'"
+                f"prediction={self.prediction!r} needs the method 'prior-ewc' or 'prior-ewc-kron' "
+                "in scenario 'class' with head 'separate'"
             )
         if self.criterion == "agreement" and self.prediction == "map":
             raise ValueError(
@@ -156,8 +170,8 @@ class Options(Settings):
         lacking = [m for m in self.methods if not METHODS[m].has_posterior]
         if self.criterion == "agreement" and lacking:
             raise ValueError(
-                "criterion='agreement' needs draws from a posterior, which only the method "
-                f"'prior-ewc' has, got methods {self.methods}"
+                "criterion='agreement' needs draws from a posterior, which only the methods "
+                f"'prior-ewc' and 'prior-ewc-kron' have, got methods {self.methods}"
             )
 
 
@@ -186,4 +200,8 @@ def with_strengths(options: OptionsT) -> OptionsT:
 
 
 def _strength_option(method: MethodName) -> str:
-    return f"{method.replace('-', '_')}_lambda"
+    return f"{_option(method)}_lambda"
+
+
+def _option(method: MethodName) -> str:
+    return method.replace("-", "_")

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
 from avalanche_hnet import PriorEWCPlugin
 from avalanche_hnet.core.posterior.predict import PredictionMethod
+from avalanche_hnet.core.posterior.structure import Structure
 from avalanche_hnet.core.posterior.task_criteria import InferenceCriterion
 from experiments.common.hypernet import HypernetOptions
-from experiments.common.methods import METHODS, Method, all_but
+from experiments.common.methods import METHODS, Method, all_but, with_structure
 from experiments.common.settings import (
     EACH_ONCE,
     ActivationName,
@@ -68,6 +69,9 @@ class GaussianMixtureOptions(Settings):
     head: Head = "separate"
     """Of prior-ewc and naive in the class scenario: a head for each task, which is inferred, or
     one softmax that grows with the classes, or one over all six from the start."""
+    structure: Structure | None = None
+    """Of the posterior of PriorEWC among the methods, instead of both: diagonal (prior-ewc) or
+    kronecker (prior-ewc-kron)."""
     criterion: InferenceCriterion = "entropy"
     """How the task is inferred: by the lowest entropy, the highest confidence or the best agreement
     of networks drawn from the posterior."""
@@ -107,6 +111,7 @@ class GaussianMixtureOptions(Settings):
     def __post_init__(self) -> None:
         """Refuse what no run could use, and options that would not be used."""
         super().__post_init__()
+        object.__setattr__(self, "methods", with_structure(self.methods, self.structure))
         self._refuse_unused()
 
     def is_told_tasks(self, method: ModeMethod) -> bool:
@@ -122,7 +127,7 @@ class GaussianMixtureOptions(Settings):
     def strength(self, method: ModeMethod) -> float | None:
         """Of what protects earlier tasks."""
         entry = MODE_METHODS[method]
-        if entry.plugin is PriorEWCPlugin:
+        if entry.has_posterior or entry.plugin is PriorEWCPlugin:
             return self.ewc_lambda
         return entry.strength("gaussian-mixture", self.scenario)
 
@@ -134,7 +139,7 @@ class GaussianMixtureOptions(Settings):
         if all(has_network_per_task(m) for m in self.methods):
             self._refuse("head", because="methods that generate or train a network for each task")
         if not any(MODE_METHODS[m].has_posterior for m in self.methods):
-            self._refuse("prediction", because="methods other than prior-ewc")
+            self._refuse("prediction", because="methods without a posterior")
         inferring = [m for m in self.methods if self.infers_tasks(m)]
         if not inferring:
             self._refuse("criterion", because="methods and heads that infer no task")

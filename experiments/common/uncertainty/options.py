@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from avalanche_hnet.benchmarks import Regression1D
+from avalanche_hnet.core.posterior.structure import Structure
 from experiments.common.settings import (
     Count,
     InMemory,
@@ -67,6 +68,8 @@ class UncertaintyOptions(Settings):
     """How much of the earlier precision is kept at each function; 1 is Bayesian."""
     prior_variance: float = 0.2
     """Variance of the prior."""
+    structure: Structure = "diagonal"
+    """Of the posterior: diagonal or kronecker."""
     prior_mean: Literal["zero", "initial"] = "initial"
     """Mean of the prior. Around zero, units without data lose their place and their variance."""
     in_memory: InMemory = True
