@@ -244,8 +244,11 @@ class PriorEWCPlugin(SupervisedPlugin):
                 f"{strategy.loss.item()} before the penalties, prior {prior.item()}, "
                 f"EWC {ewc.item()}"
             )
-            remedies = "learning rate, or penalty_step='implicit',"
-            remedy = "learning rate" if penalty.implicit else remedies
+            remedy = "learning rate"
+            if not penalty.implicit:
+                remedy += ", or penalty_step='implicit',"
+            elif penalty.without_step and getattr(self.posterior, "rank", 1) != 1:
+                remedy += ", or rank=1, which has implicit steps,"
             refuse_loss(strategy, parts, remedy)
         if not (self._has_warned_of_prior or strategy.clock.train_exp_iterations):
             self._has_warned_of_prior = warn_of_prior(prior.item(), strategy.loss.item())

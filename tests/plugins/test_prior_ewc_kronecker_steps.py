@@ -54,6 +54,12 @@ def test_gradient_steps_diverge_where_implicit_ones_do_not():
         run(plugin_of(1e6, penalty_step="gradient"), MultiHead(), stream, train_epochs=20)
 
 
+def test_several_products_have_gradient_steps_and_the_error_says_what_has_others():
+    stream = task_stream(4, n_samples=40, task_labels=[0] * 4).train_stream
+    with pytest.raises(ValueError, match=r"or rank=1, which has implicit steps, may help"):
+        run(plugin_of(1e6, rank=2), mlp(n_out=2), stream, train_epochs=10)
+
+
 @pytest.mark.parametrize("step", ["auto", "implicit"])
 def test_a_strong_penalty_keeps_the_loss_that_was_learned(step):
     """Weights move only where the first experience says nothing."""
