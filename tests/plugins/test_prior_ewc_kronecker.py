@@ -1,13 +1,17 @@
 """Kronecker products in real strategies equal a plain loop over explicit matrices."""
 
+import warnings
+
 import pytest
 import torch
 import torch.nn.functional as F
 from avalanche.models import MultiHeadClassifier
 from avalanche.training.plugins import ReplayPlugin
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
-from avalanche_hnet import BlockMultiHeadClassifier, PriorEWCPlugin
+from avalanche_hnet import BlockMultiHeadClassifier, Gaussian, InMemoryPlugin, PriorEWCPlugin
 from tests.support.kronecker_loop import Batches, PlainLoop, assert_same, precision_matrix
 from tests.support.models import Incremental, MultiHead, mlp
 from tests.support.strategies import naive, run
@@ -302,3 +306,79 @@ def test_of_few_samples_a_products_rank_is_at_most_theirs():
     ((inputs, outputs),) = plugin.posterior._parts.layers["0"].products
     assert torch.linalg.matrix_rank(inputs[0], rtol=1e-9) == 2
     assert torch.linalg.matrix_rank(outputs[0], rtol=1e-9) <= 2
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    lam=st.floats(0, 100),
+    variance=st.floats(0.05, 20),
+    gamma=st.floats(0, 1),
+    is_implicit=st.booleans(),
+    at_initial=st.booleans(),
+    seed=st.integers(0, 1000),
+)
+def test_any_settings(lam, variance, gamma, is_implicit, at_initial, seed):
+    torch.set_default_dtype(torch.float64)
+    torch.manual_seed(seed)
+    stream = task_stream(3, n_samples=10, task_labels=[0, 0, 0]).train_stream
+    given = {"lam": lam, "variance": variance, "gamma": gamma}
+    step, mean = ("gradient", "implicit")[is_implicit], ("zero", "initial")[at_initial]
+    loop = PlainLoop(
+        mlp(n_out=2), ["0", "2"], implicit=is_implicit, at_initial=at_initial, lr=1e-3, **given
+    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "the prior adds")
+        compare(
+            mlp(n_out=2), stream, plugin_of(given, step, prior_mean=mean), loop,
+            lambda number: {"0": all_rows(8), "2": all_rows(2)}, lr=1e-3, train_epochs=1,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_linear_gaussian_stream_gives_the_exact_bayesian_posterior(bias):
+    """Conjugate Bayesian linear regression, with all covariances, in three experiences."""
+    noise, variance, n, d = 0.3, 2.0, 16, 3
+    truth, data = torch.randn(d), []
+    for scale in (1.0, 0.5, 1.5):
+        x = scale * torch.randn(n, d) @ (torch.eye(d) + 0.3)
+        data.append((x, (x @ truth + 0.7 + noise * torch.randn(n))[:, None]))
+    model = nn.Linear(d, 1, bias=bias)
+    plugin = PriorEWCPlugin(
+        prior_variance=variance, fisher="exact", likelihood=Gaussian(noise), structure="kronecker"
+    )
+    steepest = max(torch.linalg.matrix_norm(with_ones(x, bias), 2).item() ** 2 for x, _ in data)
+    strategy = naive(
+        model, plugin, criterion=nn.MSELoss(), lr=n / steepest / 2, train_mb_size=n,
+        train_epochs=1500,
+    )  # fmt: skip
+    precision = torch.eye(d + bias) / variance
+    shift = torch.zeros(d + bias)
+    for experience, (x, y) in zip(regression_stream(data).train_stream, data, strict=True):
+        strategy.train(experience)
+        x = with_ones(x, bias)
+        precision += x.T @ x / noise**2
+        shift += x.T @ y[:, 0] / noise**2
+        found = precision_matrix(plugin.posterior, "") + torch.eye(d + bias) / variance
+        torch.testing.assert_close(found, precision, rtol=1e-9, atol=1e-9)
+        mean = torch.cat([p.flatten() for p in plugin.posterior.mean.values()])
+        expected = torch.linalg.solve(precision, shift)
+        torch.testing.assert_close(mean, expected, rtol=1e-6, atol=1e-8)
+
+
+def with_ones(x, bias):
+    return torch.cat([x, torch.ones(len(x), 1)], 1) if bias else x
+
+
+@pytest.mark.in_memory
+def test_data_in_memory_give_the_same_posterior():
+    stream, found = task_stream(3).train_stream, []
+    for others in ([], [InMemoryPlugin()]):
+        torch.manual_seed(0)
+        model, plugin = MultiHead(), plugin_of(SETTINGS, "auto")
+        run(plugin, model, stream, *others, shuffle=True)
+        found.append((plugin.posterior, model))
+    (posterior, model), (other, other_model) = found
+    for p, q in zip(model.parameters(), other_model.parameters(), strict=True):
+        assert torch.equal(p, q)
+    for name in posterior._parts.layers:
+        assert torch.equal(precision_matrix(posterior, name), precision_matrix(other, name))

@@ -39,7 +39,12 @@ OF_PLUGIN = {
     "rank": 2,
     "weight_sharing": "reduce",
 }
-DIAGONAL = {"structure": "diagonal", "rank": 1, "weight_sharing": "expand"}
+DIAGONAL = {
+    "penalty_step": "implicit",
+    "structure": "diagonal",
+    "rank": 1,
+    "weight_sharing": "expand",
+}
 OF_POSTERIOR = {"prior_variance", "prior_mean", "structure", "rank", "weight_sharing"}
 
 
