@@ -84,7 +84,7 @@ class ShiftSums:
                 _add_product(total, *ends, sign)
 
     def total(self) -> Tensor | None:
-        """The sums (K, I, I) or, of nothing, None: the C channels of I before the elements of the kernel."""
+        """The sums (K, I, I), channels before elements of the kernel; None if nothing was added."""
         _, n_groups, n_channels, _ = self._shape
         n_elements = prod(self._kernel)
         size = n_channels * n_elements
