@@ -168,3 +168,25 @@ def test_training_in_half_precision(dtype, step):
         assert plugin.posterior._parts.layers.keys() == {"0", "2"}
     for name, expected in weights[torch.float32].items():
         torch.testing.assert_close(weights[dtype][name], expected, rtol=0.05, atol=0.02)
+
+
+@pytest.mark.filterwarnings("ignore:the prior adds", "ignore:there is no implicit step")
+@pytest.mark.parametrize("step", ["implicit", "gradient"])
+@pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW])
+def test_other_tasks_heads_feel_nothing(optimizer, step):
+    """Neither the prior nor the penalty, nor an optimizer's momentum by way of zero gradients."""
+    stream, model = task_stream(3).train_stream, MultiHead()
+    for experience in stream:
+        model.output["head"].adaptation(experience)
+    options = {"momentum": 0.9} if optimizer is torch.optim.SGD else {"weight_decay": 0.1}
+    strategy = naive(
+        model,
+        plugin_of(3.0, prior_variance=0.1, penalty_step=step),
+        optimizer=optimizer(model.parameters(), 0.01, **options),
+    )
+    for task, experience in enumerate(stream):
+        before = {n: p.detach().clone() for n, p in model.named_parameters()}
+        strategy.train(experience)
+        for name, p in model.named_parameters():
+            own = "classifiers" not in name or f"classifiers.{task}." in name
+            assert torch.equal(p, before[name]) != own, name
