@@ -349,7 +349,7 @@ def test_linear_gaussian_stream_gives_the_exact_bayesian_posterior(bias):
     steepest = max(torch.linalg.matrix_norm(with_ones(x, bias), 2).item() ** 2 for x, _ in data)
     strategy = naive(
         model, plugin, criterion=nn.MSELoss(), lr=n / steepest / 2, train_mb_size=n,
-        train_epochs=1500,
+        train_epochs=600,
     )  # fmt: skip
     precision = torch.eye(d + bias) / variance
     shift = torch.zeros(d + bias)
