@@ -11,6 +11,7 @@ from avalanche.training.plugins import EvaluationPlugin
 
 from avalanche_hnet import PriorEWCPlugin, TaskInferencePlugin, TaskStatisticsPlugin, predict
 from avalanche_hnet.metrics import task_inference_metrics
+from tests.support.kronecker import assert_same_state
 from tests.support.networks import NETWORKS, layers_with_weights
 from tests.support.strategies import naive
 from tests.support.streams import adapt, tensors
@@ -28,16 +29,6 @@ def at_statistics(strategy, task_label=None):
     """Those of the task in place, where each has its own."""
     own = statistics_of(strategy)
     return own[0].using(strategy.model, task_label) if own else nullcontext()
-
-
-def tensors_in(state):
-    """All tensors of a nested state, by their places."""
-    if isinstance(state, torch.Tensor):
-        return {(): state}
-    if not isinstance(state, (dict, list)):
-        return {}
-    items = state.items() if isinstance(state, dict) else enumerate(state)
-    return {(key, *rest): t for key, of in items for rest, t in tensors_in(of).items()}
 
 
 def trained(case, plugin, experiences, *others, **options):
@@ -169,6 +160,4 @@ def test_training_goes_on_bit_for_bit_from_saved_states(name, rank, tmp_path):
     resumed.train(benchmark.train_stream[2])
     for n, p in strategy.model.named_parameters():
         assert torch.equal(p, dict(model.named_parameters())[n]), n
-    found, expected = (tensors_in(p.posterior.state_dict()) for p in (fresh, plugin))
-    assert found.keys() == expected.keys()
-    assert all(torch.equal(found[place], t) for place, t in expected.items())
+    assert_same_state(fresh.posterior.state_dict(), plugin.posterior.state_dict())
