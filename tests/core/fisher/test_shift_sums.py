@@ -43,6 +43,17 @@ def test_float32_loses_no_more_than_rounding():
     assert torch.equal(found, found.T)
 
 
+@pytest.mark.parametrize("groups", [1, 4])
+def test_rounding_makes_no_sum_of_squares_negative(groups):
+    """Of channels that are not zero in one row alone, which most windows leave behind."""
+    sums = ShiftSums(torch.zeros((), dtype=torch.float32), groups, 16 // groups, (3, 3), (1, 1))
+    for _ in range(3):
+        images = torch.zeros(50, 16, 6, 6, dtype=torch.float32)
+        images[:, :, 1] = torch.randn(50, 16, 6, dtype=torch.float32)
+        sums.add(images, 0.7)
+    assert (sums.total().diagonal(dim1=1, dim2=2) >= 0).all()
+
+
 def test_a_kernel_of_three_by_three_takes_thirteen_products_and_edges():
     assert share_of_work((10**9, 10**9), (3, 3), (1, 1)) == pytest.approx(13 / 81)
     assert share_of_work((2, 2), (3, 3), (1, 1)) == pytest.approx(45 / 81)
