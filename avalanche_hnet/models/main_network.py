@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from avalanche.models import DynamicModule
-from torch import nn
+from torch import Tensor, nn
 
 from avalanche_hnet.core.hypernetworks.network import HyperNetwork
 from avalanche_hnet.models.checkpoints import REFUSAL
@@ -38,6 +38,18 @@ def aliases_of(target: nn.Module) -> dict[str, str]:
     """All names of parameters, tied ones included, and the first name of each."""
     first = {id(p): n for n, p in target.named_parameters()}
     return {n: first[id(p)] for n, p in target.named_parameters(remove_duplicate=False)}
+
+
+def state_of(network: nn.Module) -> dict[str, Tensor]:
+    """All parameters and buffers, tied ones included, a module of two names by its first alone.
+
+    What is put in the place of the same tensor twice would not be taken back.
+    """
+    state: dict[str, Tensor] = {}
+    for prefix, module in network.named_modules():
+        own = {"prefix": prefix, "recurse": False, "remove_duplicate": False}
+        state |= dict(module.named_parameters(**own)) | dict(module.named_buffers(**own))
+    return state
 
 
 def strip(network: nn.Module, names: Collection[str]) -> None:

@@ -20,6 +20,7 @@ from avalanche_hnet.models.main_network import (
     recurrent_layers,
     release_weights,
     renew_weights,
+    state_of,
     strip,
 )
 from avalanche_hnet.models.network_views import call_as_view
@@ -50,7 +51,8 @@ class NetworkRunner:
         self.target = copy.deepcopy(target)
         self.networks = nn.ModuleDict()
         self._layout = layout
-        self._aliases = aliases_of(target)
+        aliases, state = aliases_of(target), state_of(target)
+        self._aliases = {alias: n for alias, n in aliases.items() if alias in state}
         self._recurrent = recurrent_layers(target)
         self._may_checkpoint = may_checkpoint(target)
         strip(self.target, layout.shapes)
@@ -116,7 +118,7 @@ class NetworkRunner:
         shared = self._shared_parameters()
         of_all = {a: shared[n] for a, n in self._aliases.items() if n in shared}
         if self._has_state:
-            states = [_state(self.networks[str(number)]) for number in numbers]
+            states = [state_of(self.networks[str(number)]) for number in numbers]
             of_tasks |= {n: torch.stack([s[n] for s in states]) for n in states[0]}
 
         def run(of_task: dict[str, Tensor]) -> Tensor:
@@ -151,9 +153,3 @@ class NetworkRunner:
     def _shared_parameters(self) -> dict[str, nn.Parameter]:
         """Parameters of the target that are not generated and that all tasks share."""
         return {name: attrgetter(name)(self.target) for name in self._shared}
-
-
-def _state(network: nn.Module) -> dict[str, Tensor]:
-    """All parameters and buffers, by each of their names."""
-    parameters = dict(network.named_parameters(remove_duplicate=False))
-    return parameters | dict(network.named_buffers(remove_duplicate=False))
