@@ -72,7 +72,8 @@ class _Run:
             return module
         view = self._views.get(id(module))
         if view is None:
-            cls = _view_class(type(module))
+            original: Any = type(module)
+            cls = _view_class(original)
             view = cls.__new__(cls)
             object.__setattr__(view, "_original", module)
             object.__setattr__(view, "_run", self)
@@ -85,7 +86,8 @@ class _Run:
 
         They run without gradients at first, and with them when they run again.
         """
-        if not torch.is_grad_enabled():
+        is_generated = any(not weight.is_leaf for weight in self.weights_of(module).values())
+        if not is_generated or not torch.is_grad_enabled():
             return
         if not self.is_over:
             self.recorded.add(id(module))
@@ -111,8 +113,7 @@ class _View(nn.Module):
         super().__setattr__(name, value._original if isinstance(value, _View) else value)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if self._run.weights_of(self._original):
-            self._run.require_recording(self._original)
+        self._run.require_recording(self._original)
         if not isinstance(self._original, nn.RNNBase):
             return super().__call__(*args, **kwargs)
         renew_weights(self._original, [""])
@@ -120,6 +121,13 @@ class _View(nn.Module):
             return super().__call__(*args, **kwargs)
         finally:
             release_weights(self._original, [""])
+
+    def __eq__(self, other: object) -> bool:
+        """Views are equal to what they show, which hooks may look up."""
+        return self._original is (other._original if isinstance(other, _View) else other)
+
+    def __hash__(self) -> int:
+        return hash(self._original)
 
 
 def _parameters(view: _View) -> dict[str, Tensor | None]:

@@ -92,8 +92,9 @@ def test_several_runs_in_one_loss(target):
     model, x = model_of(target, 3), inputs(6)
     labels = torch.tensor([0, 2, 1, 1, 0, 2])
     mixed = outputs_of(model, x, labels)
-    alone = torch.cat([plain_outputs(model, target, int(t), x[i : i + 1])
-                       for i, t in enumerate(labels)])
+    alone = torch.cat(
+        [plain_outputs(model, target, int(t), x[i : i + 1]) for i, t in enumerate(labels)]
+    )
     torch.testing.assert_close(mixed, alone, rtol=1e-12, atol=1e-12)
     for found, expected in zip(gradients(mixed, model), gradients(alone, model), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
@@ -105,8 +106,8 @@ def test_several_runs_in_one_loss(target):
 @EACH
 def test_gradients_of_gradients(target):
     """A penalty of the inputs' gradient, which passes the outputs by."""
-    if target in (targets.Recurrent, targets.WithOptions):
-        pytest.skip("PyTorch has no second derivative, or caches what it would need")
+    if target is targets.WithOptions:
+        pytest.skip("what selective checkpoints keep is for one backward pass")
     model, x = model_of(target), inputs().requires_grad_()
 
     def penalty(outputs):
@@ -249,6 +250,29 @@ def test_reentrant_checkpoints_are_refused(target, generate):
     outputs = model(inputs().requires_grad_(), 0)
     with pytest.raises(RuntimeError, match="pass use_reentrant=False"):
         outputs.sum().backward()
+
+
+@pytest.mark.parametrize("remaining", ["shared", "per_task"])
+def test_reentrant_checkpoints_of_what_is_not_generated(remaining):
+    def gradients_of(*args):
+        options = {"hypernet": {"generate": "last*"}, "remaining": remaining}
+        model = model_of(targets.Target, 2, *args, **options)
+        model(inputs(), 1).square().sum().backward()
+        return [p.grad for p in model.parameters()]
+
+    assert_same(gradients_of(True, True), gradients_of(False))
+
+
+def test_hooks_find_their_layers():
+    model, found = model_of(targets.TwoBlocks), {}
+    layers = [m for m in model.target.modules() if isinstance(m, nn.Linear)]
+    for layer in layers:
+        layer.register_forward_hook(lambda m, x, y: found.update({m: type(m).forward}))
+    model(inputs(), 0)
+    assert set(found) == set(layers)
+    assert {*found.values()} == {nn.Linear.forward}
+    for view in found:
+        assert sum(layer == view and view == layer for layer in layers) == 1
 
 
 def test_what_has_no_view_is_refused():

@@ -1,7 +1,5 @@
 """Main networks with parts that run again in the backward pass."""
 
-from functools import partial
-
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -149,7 +147,7 @@ class Parametrized(Target):
 class WithOptions(Target):
     def middle(self, h):
         h = self.again(self.block, h, early_stop=False, determinism_check="none")
-        return self.again(self.block, h, context_fn=partial(self.contexts), preserve_rng_state=False)
+        return self.again(self.block, h, context_fn=self.contexts, preserve_rng_state=False)
 
     @staticmethod
     def contexts():

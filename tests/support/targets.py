@@ -30,6 +30,18 @@ class Transformer(nn.Module):
         return self.last(self.encoder(self.embedding(x)).mean(1))
 
 
+class TwoNames(nn.Module):
+    """A part of which has two names."""
+
+    def __init__(self, n_out=2):
+        super().__init__()
+        self.part = nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6), nn.Tanh())
+        self.again, self.last = self.part, nn.Linear(6, n_out)
+
+    def forward(self, x):
+        return self.last(self.again(self.part(x)))
+
+
 TARGETS = {
     "resnet18": (lambda: torchvision.models.resnet18(num_classes=3), (3, 32, 32)),
     "lenet": (lenet, (1, 16, 16)),
@@ -39,6 +51,7 @@ TARGETS = {
     "lstm": (Recurrent, (4, 5)),
     "weight_norm": (with_weight_norm, (6,)),
     "batch norm": (with_batch_norm, (6,)),
+    "two names": (TwoNames, (6,)),
 }
 
 
