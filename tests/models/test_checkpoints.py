@@ -197,6 +197,7 @@ def test_nothing_stays_behind(target, backward):
         assert list(model.state_dict()) == keys
         del outputs, weights
         assert kept() is None
+        assert not [o for o in gc.get_objects() if issubclass(type(o), _View)]
     finally:
         gc.enable()
 
