@@ -94,7 +94,7 @@ class NetworkRunner:
             alias: parameters[name] for alias, name in self._aliases.items() if name in parameters
         }
         renew_weights(network, self._recurrent)
-        if self._runs_again():
+        if self._may_checkpoint:
             outputs = call_as_view(network, arguments, x)
         else:
             outputs = functional_call(network, arguments, (x,), tie_weights=False)
@@ -111,7 +111,7 @@ class NetworkRunner:
 
         Not for networks in training mode, whose buffers it would not change.
         """
-        if len(numbers) == 1 or self._recurrent or self._runs_again():
+        if len(numbers) == 1 or self._recurrent or self._may_checkpoint:
             return None
         views = self._layout.views(weights)
         of_tasks = {a: views[n] for a, n in self._aliases.items() if n in views}
@@ -142,10 +142,6 @@ class NetworkRunner:
                 prefix, _, last = alias.rpartition(".")
                 setattr(network.get_submodule(prefix), last, parameters[name])
         return network
-
-    def _runs_again(self) -> bool:
-        """Whether a run may be repeated in part in the backward pass."""
-        return self._may_checkpoint and torch.is_grad_enabled()
 
     def _network(self, number: int) -> nn.Module:
         return self.networks[str(number)] if self._has_state else self.target

@@ -8,6 +8,7 @@ them from a view, which lives as long as the graph that keeps the function, find
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextvars import ContextVar
 from functools import lru_cache
 from typing import Any
 from weakref import WeakValueDictionary
@@ -26,11 +27,13 @@ def call_as_view(network: nn.Module, weights: Mapping[str, Tensor], x: Any) -> A
     All of the network's state but these weights is its own.
     """
     run = _Run(network, weights)
+    token = _in_progress.set(run)
     named = {f"network.{name}": weight for name, weight in weights.items()}
     try:
         # Modules that are not attributes of modules have no view, but weights until it is over.
         return functional_call(_Entry(network, run), named, (x,), tie_weights=False)
     finally:
+        _in_progress.reset(token)
         run.is_over = True
 
 
@@ -48,11 +51,13 @@ class _Run:
     """One call of a network: its weights, and the views that have them.
 
     Attributes:
+        network: what is called.
         is_over: whether the call has returned, so that all that is called now is called again.
         recorded: modules, by ``id``, that the call ran with gradients.
     """
 
     def __init__(self, network: nn.Module, weights: Mapping[str, Tensor]) -> None:
+        self.network = network
         self.is_over = False
         self.recorded: set[int] = set()
         self._weights: dict[int, dict[str, Tensor]] = {}
@@ -76,7 +81,7 @@ class _Run:
             cls = _view_class(original)
             view = cls.__new__(cls)
             object.__setattr__(view, "_original", module)
-            object.__setattr__(view, "_run", self)
+            object.__setattr__(view, "_own_run", self)
             object.__setattr__(view, "__dict__", module.__dict__)
             self._views[id(module)] = view
         return view
@@ -95,12 +100,25 @@ class _Run:
             raise RuntimeError(REFUSAL.format(type(module).__name__))
 
 
+_in_progress: ContextVar[_Run | None] = ContextVar("in_progress", default=None)
+
+
 class _View(nn.Module):
     """Has the attributes of ``_original``, but of parameters and modules those of ``_run``."""
 
-    __slots__ = ("_original", "_run")
+    __slots__ = ("_original", "_own_run")
     _original: nn.Module
-    _run: _Run
+    _own_run: _Run
+
+    @property
+    def _run(self) -> _Run:
+        run, current = self._own_run, _in_progress.get()
+        if run.is_over and current is not None and current.network is run.network:
+            raise RuntimeError(
+                f"a {type(self).__name__} of the target was kept by an earlier call, in a list or "
+                "the like, with the weights of that call; put modules there in __init__"
+            )
+        return run
 
     def __getattr__(self, name: str) -> Any:
         weights = self._run.weights_of(self._original)
@@ -128,6 +146,14 @@ class _View(nn.Module):
 
     def __hash__(self) -> int:
         return hash(self._original)
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        """Copies of a network that has kept a view have a module in its place."""
+        return _itself, (self._original,)
+
+
+def _itself(module: nn.Module) -> nn.Module:
+    return module
 
 
 def _parameters(view: _View) -> dict[str, Tensor | None]:

@@ -4,6 +4,7 @@ import copy
 import gc
 import pickle
 import weakref
+from functools import cached_property
 
 import pytest
 import torch
@@ -221,6 +222,29 @@ def test_an_error_in_the_backward_pass_leaves_the_network_as_it_was():
     model.target.fails = False
     found, expected = model(inputs(), 1), plain_outputs(model, targets.Target, 1, inputs())
     assert_same(gradients(found, model), gradients(expected, model))
+
+
+class Keeping(targets.Target):
+    """Keeps modules where they are found in the first call."""
+
+    @cached_property
+    def blocks(self):
+        return [self.block]
+
+    def middle(self, h):
+        return self.again(self.blocks[0], h) @ self.blocks[0][0].weight
+
+
+def test_modules_that_a_call_keeps_are_refused_in_the_next():
+    """They have weights that may be another task's."""
+    model, x = model_of(Keeping), inputs()
+    found, expected = model(x, 0), plain_outputs(model, Keeping, 0, x)
+    assert_same(gradients(found, model), gradients(expected, model))
+    for mode in (torch.enable_grad(), torch.no_grad()):
+        with mode, pytest.raises(RuntimeError, match="kept by an earlier call"):
+            model(x, 1)
+    for network in (copy.deepcopy(model.target), pickle.loads(pickle.dumps(model.target))):
+        assert network.blocks[0] is network.block
 
 
 @pytest.mark.parametrize("training", [True, False])
