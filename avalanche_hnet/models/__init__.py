@@ -6,6 +6,7 @@
   - ``generated_weights``: the hypernetwork's, kept in evaluation;
   - ``network_runner`` and ``main_network``: a network without weights of its own, and how it runs
     with given ones, for one task or many at once;
+  - ``checkpoints`` and ``network_views``: networks that run again in part in the backward pass;
   - ``output_heads`` and ``columns``: which outputs are a task's.
 
 - ``block_heads``: the heads of all tasks in one wide layer.
