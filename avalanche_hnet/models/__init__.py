@@ -8,6 +8,7 @@
     with given ones, for one task or many at once;
   - ``weights_per_sample``: the same with weights generated for each sample, for the Fisher of the
     hypernetwork;
+  - ``checkpoints`` and ``network_views``: networks that run again in part in the backward pass;
   - ``output_heads`` and ``columns``: which outputs are a task's.
 
 - ``block_heads``: the heads of all tasks in one wide layer.

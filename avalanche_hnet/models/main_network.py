@@ -10,6 +10,7 @@ from avalanche.models import DynamicModule
 from torch import nn
 
 from avalanche_hnet.core.hypernetworks.network import HyperNetwork
+from avalanche_hnet.models.checkpoints import REFUSAL
 
 
 def require_fit(target: nn.Module, hypernetwork: HyperNetwork) -> None:
@@ -56,11 +57,7 @@ def strip(network: nn.Module, names: Collection[str]) -> None:
 
 def _require_weights(names: Collection[str], module: nn.Module, args: Any) -> None:
     if any(module._parameters.get(name) is None for name in names):
-        raise RuntimeError(
-            f"a {type(module).__name__} of the target was called again after its generated weights "
-            "had been taken back, as torch.utils.checkpoint does in the backward pass; leave "
-            "checkpoints out of the target of a HyperModel"
-        )
+        raise RuntimeError(REFUSAL.format(type(module).__name__))
 
 
 def recurrent_layers(network: nn.Module) -> list[str]:

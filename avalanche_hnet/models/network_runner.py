@@ -17,6 +17,7 @@ from avalanche_hnet.core.common.samples import Samples, joined, like, structure_
 from avalanche_hnet.core.common.structures import tensors_in
 from avalanche_hnet.core.common.substitution import places
 from avalanche_hnet.core.hypernetworks.weight_layout import WeightLayout
+from avalanche_hnet.models.checkpoints import may_checkpoint
 from avalanche_hnet.models.main_network import (
     aliases_of,
     recurrent_layers,
@@ -24,6 +25,7 @@ from avalanche_hnet.models.main_network import (
     renew_weights,
     strip,
 )
+from avalanche_hnet.models.network_views import call_as_view
 
 # Main networks run at once have together at most so many weights, or inputs (64 MiB of float32).
 _GROUP_BUDGET = 2**24
@@ -54,6 +56,7 @@ class NetworkRunner:
         aliases = aliases_of(target)
         self._aliases = {name: aliases[name] for name in places(target) if name in aliases}
         self._recurrent = recurrent_layers(target)
+        self._may_checkpoint = may_checkpoint(target)
         strip(self.target, layout.shapes)
         not_generated = dict(self.target.named_parameters())
         trained = {n for n, p in not_generated.items() if p.requires_grad}
@@ -93,7 +96,10 @@ class NetworkRunner:
             alias: parameters[name] for alias, name in self._aliases.items() if name in parameters
         }
         renew_weights(network, self._recurrent)
-        outputs = functional_call(network, arguments, (x,), tie_weights=False)
+        if self._may_checkpoint:
+            outputs = call_as_view(network, arguments, x)
+        else:
+            outputs = functional_call(network, arguments, (x,), tie_weights=False)
         release_weights(network, self._recurrent)
         return outputs
 
@@ -107,7 +113,7 @@ class NetworkRunner:
 
         Not for networks in training mode, whose buffers it would not change.
         """
-        if len(numbers) == 1 or self._recurrent:
+        if len(numbers) == 1 or self._recurrent or self._may_checkpoint:
             return None
         views = self._layout.views(weights)
         of_tasks = {a: views[n] for a, n in self._aliases.items() if n in views}

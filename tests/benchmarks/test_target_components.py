@@ -161,7 +161,10 @@ def test_prior_ewc_with_heads_equals_the_equations(gamma):
         model.output["head"].adaptation(experience)
     start = {n: p.detach().clone() for n, p in model.named_parameters()}
     plain = PlainMultiHeadRegression(start, noise, 3.0, 0.5, gamma, lr=0.02, steps=30)
-    plugin = PriorEWCPlugin(3.0, 0.5, gamma, fisher="exact", likelihood=Gaussian(noise))
+    likelihood = Gaussian(noise)
+    plugin = PriorEWCPlugin(
+        3.0, 0.5, gamma, fisher="exact", likelihood=likelihood, penalty_step="gradient"
+    )
     optimizer = torch.optim.SGD(model.parameters(), 0.02)
     strategy = trainer(model, plugin, epochs=30, optimizer=optimizer, train_mb_size=10)
     for task, experience in enumerate(benchmark.train_stream):

@@ -6,6 +6,9 @@ import torch
 
 from avalanche_hnet import TaskInference
 from avalanche_hnet.models import network_runner
+from tests.support.hypernets import adapted, hyper_model, values
+from tests.support.streams import task_stream
+from tests.support.targets import TwoNames
 from tests.support.task_inference import (
     CLOSE,
     HYPERNETS,
@@ -96,3 +99,15 @@ def test_forward_tasks_refuses_unknown_and_no_tasks():
         model.forward_tasks(inputs(benchmark), [1, 7])
     with pytest.raises(ValueError, match="task_labels must name at least one task, got none"):
         model.forward_tasks(inputs(benchmark), [])
+
+
+def test_a_module_of_two_names_has_its_own_buffers_afterwards():
+    model = adapted(hyper_model(TwoNames()), task_stream(2).train_stream).eval()
+    x = torch.randn(3, 6)
+    with torch.no_grad():
+        model.train()(3 * x, 1)
+        model.eval()
+        before = values(model)
+        found = model.forward_tasks(x, [0, 1])
+        torch.testing.assert_close(values(model), before)
+        torch.testing.assert_close(found, torch.stack([model(x, 0), model(x, 1)]))

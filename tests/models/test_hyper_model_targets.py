@@ -56,10 +56,11 @@ def test_no_weights_stay_behind_in_the_target(name):
     first = model(x, 0)
     model(x, 1)
     torch.testing.assert_close(model(x, 0), first)
-    assert all(p is None for m in model.target.modules() for p in m._parameters.values())
+    modules = [*model.target.modules(), *model.networks.modules()]
+    assert all(p is None for m in modules for p in m._parameters.values())
     kept = [
         t
-        for m in model.target.modules()
+        for m in modules
         for value in vars(m).values()
         for t in (value if isinstance(value, list) else [value])
         if isinstance(t, torch.Tensor)

@@ -1,12 +1,10 @@
 """Small hypernetworks and the strategy that trains them."""
 
-import copy
-
 import torch
 from torch import nn
-from torch.func import functional_call
 
 from avalanche_hnet import ChunkedHyperNetwork, HyperModel, HypernetTemplate, HyperNetwork
+from avalanche_hnet.core.common.substitution import substituted
 from tests.support.models import mlp
 from tests.support.strategies import naive
 
@@ -40,7 +38,8 @@ def adapted(model, stream, training=True):
 def run_target(target, model, label, x):
     """The target itself, with the weights that the hypernetwork generates for one task."""
     flat = model.hypernetwork(model.task_number(label))[0]
-    return functional_call(copy.deepcopy(target), model.hypernetwork.layout.views(flat), (x,))
+    with substituted(target, model.hypernetwork.layout.views(flat)):
+        return target(x)
 
 
 def values(model):
