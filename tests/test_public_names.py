@@ -28,6 +28,7 @@ NAMES = {
         "HypernetTemplate",
         "InMemoryPlugin",
         "Jacobian",
+        "KroneckerPosterior",
         "Likelihood",
         "OutputRegularizer",
         "PriorEWC",

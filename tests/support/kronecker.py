@@ -10,6 +10,7 @@ from avalanche_hnet.core.fisher.kronecker_layer import (
     KroneckerFisher,
     LayerLayout,
 )
+from avalanche_hnet.core.posterior.nearest_product import Product
 
 
 def everything(parameters):
@@ -143,3 +144,34 @@ def block_masks(parameters, layout, seed):
     }
     masks["norm"] = torch.rand(3, generator=generator) < 0.6
     return masks
+
+
+def assert_same_state(found, expected):
+    """Of nested dictionaries and lists with tensors."""
+    if isinstance(expected, torch.Tensor):
+        torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    elif isinstance(expected, dict):
+        assert found.keys() == expected.keys()
+        for key, value in expected.items():
+            assert_same_state(found[key], value)
+    elif isinstance(expected, list):
+        assert len(found) == len(expected)
+        for pair in zip(found, expected, strict=True):
+            assert_same_state(*pair)
+    else:
+        assert found == expected
+
+
+def product_of(fisher):
+    factor = fisher.layers["layer"]
+    return Product(factor.inputs, factor.outputs)
+
+
+def grown(parameters, layout, n_more):
+    """The same with more rows."""
+    return {
+        n: nn.Parameter(torch.cat([p.detach(), torch.randn(n_more, *p.shape[1:])]))
+        if n in layout.names
+        else p
+        for n, p in parameters.items()
+    }

@@ -174,7 +174,10 @@ def _wrong(
         by_rule = ByRule(names, rules, trial.outputs, trial.recording)
         squares, sums = by_rule.squares(trial.factor), by_rule.gradients(trial.factor)
     except Exception:  # a rule meets inputs that it was not written for
-        return set(names)
+        parts = [{n for n in names if layer_of(n) == layer} for layer in {*map(layer_of, names)}]
+        if len(parts) == 1:
+            return set(names)
+        return set().union(*(_wrong(task, rules, p, trial, by_layer=by_layer) for p in parts))
     of_layer = layer_of if by_layer else None
     return trial.disagreeing(names, squares, of_layer) | trial.disagreeing_sums(
         sums, task, of_layer

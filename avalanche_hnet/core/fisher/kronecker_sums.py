@@ -5,11 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
+from avalanche_hnet.core.fisher.gram_sums import GramSums
+from avalanche_hnet.core.fisher.input_sums import (
+    Convolution,
+    InputSums,
+    PatchSums,
+    RowSums,
+    TableSums,
+)
 from avalanche_hnet.core.fisher.kronecker_layer import KroneckerFactor
-from avalanche_hnet.core.fisher.layer_rows import LayerRows, Rows
+from avalanche_hnet.core.fisher.kronecker_rules import convolution
+from avalanche_hnet.core.fisher.layer_rows import LayerRows
 from avalanche_hnet.core.fisher.layer_rules import FisherRule
 from avalanche_hnet.core.fisher.methods import at_least_single
 
@@ -28,18 +36,25 @@ class LayerSums:
 
     Args:
         rows: the layer's rule.
-        weight: the layer's weight.
+        layer: itself.
         weight_sharing: see above.
     """
 
-    def __init__(self, rows: LayerRows, weight: Tensor, weight_sharing: WeightSharing) -> None:
+    def __init__(self, rows: LayerRows, layer: nn.Module, weight_sharing: WeightSharing) -> None:
         self._rows, self._reduces = rows, weight_sharing == "reduce"
+        weight = layer._parameters["weight"]
+        assert weight is not None
         n_groups, n_outputs, n_inputs = rows.layout.sizes(weight)
-        weight = at_least_single(weight.detach())
-        side = () if rows.layout.is_table else (n_inputs,)
-        self._inputs = weight.new_zeros(n_groups, n_inputs, *side)
-        self._outputs = weight.new_zeros(n_groups, n_outputs, n_outputs)
-        self._n_samples = 0
+        has_bias, like = rows.layout.bias is not None, at_least_single(weight.detach()[:0])
+        self._outputs = GramSums(like, n_groups, n_outputs)
+        self._inputs: InputSums
+        if rows.layout.is_table:
+            self._inputs = TableSums(like, n_inputs, reduces=self._reduces)
+        elif rows.rule is convolution and isinstance(layer, Convolution):
+            self._inputs = PatchSums(like, layer, has_bias=has_bias, reduces=self._reduces)
+        else:
+            sizes = n_groups, n_inputs - has_bias
+            self._inputs = RowSums(like, sizes, has_bias=has_bias, reduces=self._reduces)
 
     def add(self, layer: nn.Module, inputs: Tensor, grads: Tensor, *, with_inputs: bool) -> None:
         """Add what the samples of a call contribute.
@@ -50,43 +65,17 @@ class LayerSums:
             grads: by its outputs, (B, …).
             with_inputs: whether the inputs have not been added yet.
         """
+        rows = self._rows.rows(layer, inputs, grads)
+        g = rows.gradients
+        positions = tuple(range(2, g.dim() - 1))
+        self._outputs.add(g.sum(positions) if self._reduces and positions else g)
         if with_inputs:
-            self._n_samples += len(inputs)
-        for rows in self._rows.parts(layer, inputs, grads):
-            if not rows.gradients.numel():  # sequences of no length
-                continue
-            _add_gram(self._outputs, _over_positions(rows.gradients, self._reduces, "sum"))
-            if with_inputs and self._rows.layout.is_table:
-                self._inputs[0] += self._frequencies(rows.inputs[0])
-            elif with_inputs:
-                self._add_inputs(rows)
+            self._inputs.add(layer, inputs, rows)
 
     def factor(self, n_samples: int) -> KroneckerFactor:
         """The factors, averaged over so many samples."""
-        return KroneckerFactor(
-            self._rows.layout,
-            _symmetric(self._inputs / max(1, self._n_samples)),
-            _symmetric(self._outputs / n_samples),
-        )
-
-    def _add_inputs(self, rows: Rows) -> None:
-        a = _over_positions(rows.inputs, self._reduces, "mean")
-        if not self._reduces:
-            a = a / rows.inputs.shape[2] ** 0.5
-        if self._rows.layout.bias is not None:
-            one = rows.inputs.shape[2] ** -0.5 if not self._reduces else 1.0
-            a = torch.cat([a, a.new_full((*a.shape[:-1], 1), one)], -1)
-        _add_gram(self._inputs, a)
-
-    def _frequencies(self, numbers: Tensor) -> Tensor:
-        """The diagonal of Σ a aᵀ, a a one in the place of a row's number: (B, R) to (I,)."""
-        n_rows = self._inputs.shape[1]
-        sample = torch.arange(len(numbers), device=numbers.device)[:, None]
-        pairs, counts = (sample * n_rows + numbers)[numbers >= 0].unique(return_counts=True)
-        shares = counts.to(self._inputs.dtype) / numbers.shape[1]
-        if self._reduces:
-            shares = shares.square()
-        return torch.zeros_like(self._inputs[0]).index_add_(0, pairs % n_rows, shares)
+        outputs = self._outputs.total() / n_samples
+        return KroneckerFactor(self._rows.layout, self._inputs.mean(), outputs)
 
 
 class KroneckerSums:
@@ -94,18 +83,18 @@ class KroneckerSums:
 
     Args:
         layers: their rules, by name.
-        parameters: of the model, by name.
+        model: that they belong to.
         weight_sharing: see :class:`LayerSums`.
     """
 
     def __init__(
         self,
         layers: Mapping[str, LayerRows],
-        parameters: Mapping[str, Tensor],
+        model: nn.Module,
         weight_sharing: WeightSharing,
     ) -> None:
         self._layers = {
-            prefix: LayerSums(rows, parameters[rows.layout.weight], weight_sharing)
+            prefix: LayerSums(rows, model.get_submodule(prefix), weight_sharing)
             for prefix, rows in layers.items()
         }
 
@@ -124,24 +113,3 @@ class KroneckerSums:
     def factors(self, n_samples: int) -> dict[str, KroneckerFactor]:
         """The factors, averaged over so many samples."""
         return {prefix: sums.factor(n_samples) for prefix, sums in self._layers.items()}
-
-
-def _over_positions(rows: Tensor, reduces: bool, how: Literal["mean", "sum"]) -> Tensor:
-    """(K, B, R, X) to (K, B·R, X) or, if positions are taken together, (K, B, X)."""
-    if not reduces:
-        return rows.flatten(1, 2)
-    return rows.mean(2) if how == "mean" else rows.sum(2)
-
-
-def _add_gram(total: Tensor, rows: Tensor) -> None:
-    """Add Σ x xᵀ over rows (K, M, X) to (K, X, X)."""
-    rows = rows.to(total.dtype)
-    if len(rows) == 1:  # one matrix is faster than a batch of one
-        total[0].addmm_(rows[0].T, rows[0])
-    else:
-        total.baddbmm_(rows.transpose(1, 2), rows)
-
-
-def _symmetric(matrices: Tensor) -> Tensor:
-    """To the last digit; diagonals (K, X) as they are."""
-    return matrices if matrices.dim() == 2 else (matrices + matrices.mT) / 2

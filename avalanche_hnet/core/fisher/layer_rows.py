@@ -21,12 +21,27 @@ class Rows(NamedTuple):
     """The gradient of sample b is Σ_r g_br a_brᵀ in each group.
 
     Attributes:
-        inputs: a, (K, B, R, I) without the bias, or the numbers of rows (1, B, R) of a table.
-        gradients: g, (K, B, R, O).
+        inputs: a, (K, B, R…, I…) without the bias, or the numbers of rows (1, B, R…) of a table.
+        gradients: g, (K, B, R…, O).
     """
 
     inputs: Tensor
     gradients: Tensor
+
+    def parts(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """(K, b, R, I) and (K, b, R, O) for b samples at a time, in bounded memory."""
+        a, g = self
+        n_positions = g.shape[2:-1].numel()
+        row = a.shape[g.dim() - 1 :]
+        step = max(1, _BUDGET // max(1, len(a) * n_positions * row.numel()))
+        for part_a, part_g in zip(a.split(step, 1), g.split(step, 1), strict=True):
+            leading = len(a), part_g.shape[1], n_positions
+            if len(row) > 1:  # patches lie side by side in memory: they are copied as columns
+                end = a.dim()
+                order = 0, *range(end - len(row), end), *range(1, end - len(row))
+                columns = part_a.permute(order).reshape(len(a), row.numel(), *leading[1:])
+                part_a = columns.permute(0, 2, 3, 1)
+            yield part_a.reshape(*leading, row.numel()), part_g.reshape(*leading, g.shape[-1])
 
 
 @dataclass(frozen=True)
@@ -41,36 +56,26 @@ class LayerRows:
     layout: LayerLayout
     rule: KroneckerRule
 
-    def parts(self, layer: nn.Module, inputs: Tensor, grads: Tensor) -> Iterator[Rows]:
-        """The rows of some samples at a time, in bounded memory.
+    def rows(self, layer: nn.Module, inputs: Tensor, grads: Tensor) -> Rows:
+        """What the rule returns, without a copy.
 
         Raises:
-            ValueError: if the rule returns rows that do not fit the layer.
+            ValueError: if that does not fit the layer.
         """
         a, g = self.rule(layer, inputs, grads)
-        weight = layer._parameters["weight"]
-        assert weight is not None
-        n_groups, n_outputs, n_inputs = self.layout.sizes(weight)
-        n_inputs -= self.layout.bias is not None
-        n_positions = g.shape[2:-1].numel()
-        in_rows: tuple[int, ...] = () if self.layout.is_table else (n_inputs,)
-        leading = (n_groups, len(inputs), n_positions)
-        if a.numel() != torch.Size((*leading, *in_rows)).numel() or (
-            g.numel() != torch.Size((*leading, n_outputs)).numel()
-        ):
+        n_groups, n_outputs, n_inputs = self._sizes(layer)
+        leading = (n_groups, len(inputs), *g.shape[2:-1])
+        row = a.shape[len(leading) :]
+        fits = a.shape[: len(leading)] == leading and g.shape == (*leading, n_outputs)
+        if not fits or (len(row) > 0 if self.layout.is_table else row.numel() != n_inputs):
             raise ValueError(
-                f"a Kronecker rule of {type(layer).__name__} must return rows of the shapes "
-                f"{(*leading, *in_rows)} and {(*leading, n_outputs)}, got {tuple(a.shape)} and "
-                f"{tuple(g.shape)}"
+                f"a Kronecker rule of {type(layer).__name__} must return rows (K, B, R…, I…) and "
+                f"(K, B, R…, O) with K = {n_groups}, B = {len(inputs)}, I = {n_inputs} in all and "
+                f"O = {n_outputs}, got {tuple(a.shape)} and {tuple(g.shape)}"
             )
-        per_sample = max(1, n_groups * n_positions * (n_inputs if in_rows else 1))
-        step = max(1, _BUDGET // per_sample)
-        for part_a, part_g in zip(a.split(step, 1), g.split(step, 1), strict=True):
-            shape = (n_groups, part_a.shape[1], n_positions)
-            rows = Rows(part_a.reshape(*shape, *in_rows), part_g.reshape(*shape, n_outputs))
-            if self.layout.is_table:
-                rows = rows._replace(gradients=rows.gradients * (rows.inputs >= 0)[..., None])
-            yield rows
+        if self.layout.is_table:
+            g = g * (a >= 0)[..., None]
+        return Rows(a, g)
 
     def __call__(self, layer: nn.Module, inputs: Tensor, grads: Tensor) -> dict[str, Tensor]:
         """As a Fisher rule does: Σ_n (Σ_r g_nr a_nrᵀ)², by the parameters' own names."""
@@ -83,29 +88,38 @@ class LayerRows:
     def _total(
         self, layer: nn.Module, inputs: Tensor, grads: Tensor, *, are_squared: bool
     ) -> dict[str, Tensor]:
-        layout = self.layout
-        of_part = _table_total if layout.is_table else _matrix_total
-        matrices = torch.zeros(())
-        for rows in self.parts(layer, inputs, grads):
-            if not layout.is_table and layout.bias is not None:
-                ones = rows.inputs.new_ones(*rows.inputs.shape[:-1], 1)
-                rows = rows._replace(inputs=torch.cat([rows.inputs, ones], -1))
-            weight = layer._parameters["weight"]
-            assert weight is not None
-            matrices = matrices + of_part(rows, layout.sizes(weight)[2], are_squared)
-        return {name.rpartition(".")[2]: total for name, total in layout.tensors(matrices).items()}
+        rows = self.rows(layer, inputs, grads)
+        if self.layout.is_table:
+            matrices = _table_total(rows, self._sizes(layer)[2], are_squared)
+        else:
+            matrices = _matrix_total(rows, self.layout.bias is not None, are_squared)
+        return {
+            name.rpartition(".")[2]: total for name, total in self.layout.tensors(matrices).items()
+        }
+
+    def _sizes(self, layer: nn.Module) -> tuple[int, int, int]:
+        """K, O and I without the bias."""
+        weight = layer._parameters["weight"]
+        assert weight is not None
+        n_groups, n_outputs, n_inputs = self.layout.sizes(weight)
+        return n_groups, n_outputs, n_inputs - (self.layout.bias is not None)
 
 
-def _matrix_total(rows: Rows, n_inputs: int, are_squared: bool) -> Tensor:
-    a, g = rows
-    if are_squared:
-        return squared_products(g.permute(1, 0, 3, 2), a.transpose(0, 1))
-    return g.flatten(1, 2).transpose(1, 2) @ a.flatten(1, 2)
+def _matrix_total(rows: Rows, has_bias: bool, are_squared: bool) -> Tensor:
+    total = torch.zeros((), dtype=rows.gradients.dtype, device=rows.gradients.device)
+    for a, g in rows.parts():
+        if has_bias:
+            a = torch.cat([a, a.new_ones(*a.shape[:-1], 1)], -1)
+        if are_squared:
+            total = total + squared_products(g.permute(1, 0, 3, 2), a.transpose(0, 1))
+        else:
+            total = total + g.flatten(1, 2).mT @ a.flatten(1, 2)
+    return total
 
 
-def _table_total(rows: Rows, n_inputs: int, are_squared: bool) -> Tensor:
-    a, g = rows.inputs[0], rows.gradients[0]
-    numbers, per_sample, _ = gradients_of_table(a.clamp(min=0), g, n_inputs)
-    total = g.new_zeros(n_inputs, g.shape[-1])
+def _table_total(rows: Rows, n_rows: int, are_squared: bool) -> Tensor:
+    numbers, grads = rows.inputs[0].clamp(min=0), rows.gradients[0]
+    numbers, per_sample, _ = gradients_of_table(numbers, grads, n_rows)
+    total = grads.new_zeros(n_rows, grads.shape[-1])
     total.index_add_(0, numbers, per_sample.square() if are_squared else per_sample)
     return total.T[None]

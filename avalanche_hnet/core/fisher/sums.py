@@ -89,7 +89,7 @@ def fisher_sums(
         for name, p in parameters.items()
         if name not in factored
     }
-    kronecker = KroneckerSums(layers, parameters, weight_sharing)
+    kronecker = KroneckerSums(layers, model, weight_sharing)
     first, others = (kronecker.rules(with_inputs=is_first) for is_first in (True, False))
     device = next(iter(parameters.values())).device
     n_samples = 0

@@ -95,19 +95,4 @@ def _rates(optimizer: Optimizer, parameters: Mapping[str, Tensor]) -> dict[str, 
 
 def _has_exact_step(term: LayerTerm, rates: Mapping[str, float]) -> bool:
     own = {rates.get(name) for name in term.names}
-    if len(own) > 1 or None in own or len(term.layer.products) > 1:
-        return False
-    if isinstance(term.precision, Tensor):
-        return False
-    if term.known is None:
-        return True
-    rows, columns = term.known.any(2), term.known.any(1)
-    is_block = torch.equal(term.known, rows[:, :, None] & columns[:, None, :])
-    return is_block and _is_zero_outside(term, rows, columns)
-
-
-def _is_zero_outside(term: LayerTerm, rows: Tensor, columns: Tensor) -> bool:
-    """Whether A ⊗ G says nothing of other units and inputs (those of a bias that is left out)."""
-    inputs, outputs = term.layer.products[0]
-    on_columns = inputs if inputs.dim() == 2 else inputs.abs().sum(2)
-    return not bool((on_columns * ~columns).any() or (outputs.abs().sum(2) * ~rows).any())
+    return len(own) == 1 and None not in own and term.is_diagonal_in_eigenbasis

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
@@ -33,6 +33,24 @@ class LayerTerm:
     precision: float | Tensor
     known: Tensor | None
     factor: float
+
+    @cached_property
+    def is_diagonal_in_eigenbasis(self) -> bool:
+        """Whether the term is diagonal in the eigenbasis of A ⊗ G.
+
+        It is for one product with one number as precision, if what takes part are some of the units
+        by some of the inputs and A ⊗ G says nothing of others.
+        """
+        if len(self.layer.products) > 1 or isinstance(self.precision, Tensor):
+            return False
+        if self.known is None:
+            return True
+        rows, columns = self.known.any(2), self.known.any(1)
+        inputs, outputs = self.layer.products[0]
+        of_columns = inputs if inputs.dim() == 2 else inputs.abs().sum(2)
+        says_more = (of_columns * ~columns).any() or (outputs.abs().sum(2) * ~rows).any()
+        is_block = torch.equal(self.known, rows[:, :, None] & columns[:, None, :])
+        return is_block and not bool(says_more)
 
     def deviation(self, parameters: Mapping[str, Tensor], skip: Container[str] = ()) -> Tensor:
         """D (K, O, I), in the centre's type; zero for the names in ``skip``."""

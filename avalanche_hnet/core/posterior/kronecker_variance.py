@@ -88,7 +88,7 @@ class _Batch:
         squares: calls rules with the layers' inputs and gradients.
         by_rule: covariances and rules of the layers whose rules hold here, by name.
         others: covariances of the others.
-        by_sample: gets the gradients of samples by the others.
+        by_sample: makes what gets the gradients of samples by the others.
         rotated: inputs of layers with one position, once they have been rotated, by name.
     """
 
@@ -96,7 +96,7 @@ class _Batch:
     squares: Squares
     by_rule: Mapping[str, tuple[LayerCovariance, LayerRows]]
     others: Sequence[LayerCovariance]
-    by_sample: PerSample
+    by_sample: Callable[[], PerSample]
     rotated: dict[str, list[Tensor]] = field(default_factory=dict)
 
     @classmethod
@@ -109,16 +109,20 @@ class _Batch:
         x: Tensor | Samples,
     ) -> _Batch:
         outputs, squares = method.forward(x)
-        choice = method.choice
+        by_rule = method.choice.by_rule
         trusted = {
             prefix: (covariance, rows[prefix])
             for prefix, covariance in layers.items()
-            if prefix in rows and choice.by_rule.issuperset(covariance.layout.names)
+            if prefix in rows and by_rule.issuperset(covariance.layout.names)
         }
         others = [covariance for prefix, covariance in layers.items() if prefix not in trusted]
         names = [name for covariance in others for name in covariance.layout.names]
-        kind = ByLoop if any(name in choice.by_loop for name in names) else ByVmap
-        return cls(outputs, squares, trusted, others, kind(names, alone, x))
+
+        def by_sample() -> PerSample:
+            kind = ByLoop if any(name in method.choice.by_loop for name in names) else ByVmap
+            return kind(names, alone, x)
+
+        return cls(outputs, squares, trusted, others, by_sample)
 
     def add_to(self, variance: Tensor, is_needed: Callable[[Tensor], Tensor] | None) -> None:
         """Add the layers' share to variances (B, …)."""
@@ -134,9 +138,10 @@ class _Batch:
     def _of_unit(self, factor: Tensor) -> Tensor:
         total = factor.new_zeros(len(factor))
         self.squares(factor, {p: partial(self._add_layer, total, p) for p in self.by_rule})
-        for rows, gradients in self.by_sample.gradients(factor):
+        for rows, gradients in self.by_sample().gradients(factor):
             for covariance in self.others:
-                total[rows] += _forms_of_gradients(covariance, gradients).to(total.dtype)
+                if not gradients.keys().isdisjoint(covariance.layout.names):
+                    total[rows] += _forms_of_gradients(covariance, gradients).to(total.dtype)
         return total
 
     def _add_layer(
@@ -144,19 +149,21 @@ class _Batch:
     ) -> dict[str, Tensor]:
         """As a rule of the layer; it has no squares to add."""
         covariance, of_layer = self.by_rule[prefix]
+        rows = of_layer.rows(layer, inputs, grads)
+        if covariance.layout.is_table:
+            total += forms_of_table(covariance, rows).to(total.dtype)
+            return {}
         kept = self.rotated.setdefault(prefix, [])
         start = 0
-        for number, rows in enumerate(of_layer.parts(layer, inputs, grads)):
-            if covariance.layout.is_table:
-                forms = forms_of_table(covariance, rows)
-            else:
-                is_kept = number < len(kept)
-                rotated = kept[number] if is_kept else rotated_inputs(covariance, rows.inputs)
-                if rows.inputs.shape[2] == 1 and not is_kept:
-                    kept.append(rotated)
-                forms = forms_of_rows(covariance, rotated, rows.gradients)
-            total[start : start + len(forms)] += forms.to(total.dtype)
-            start += len(forms)
+        for number, (a, g) in enumerate(rows.parts()):
+            is_kept = number < len(kept)
+            rotated = kept[number] if is_kept else rotated_inputs(covariance, a)
+            if a.shape[2] == 1 and not is_kept:
+                kept.append(rotated)
+            total[start : start + len(g[0])] += forms_of_rows(covariance, rotated, g).to(
+                total.dtype
+            )
+            start += len(g[0])
         return {}
 
 

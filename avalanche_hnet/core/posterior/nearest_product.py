@@ -109,9 +109,8 @@ class _Basis(NamedTuple):
         for matrices in zip(*terms, strict=True):
             flat = torch.stack([m.flatten(1) for m in matrices])
             norm = torch.linalg.vector_norm(flat, dim=2, dtype=torch.float64)
-            flat = flat / norm.clamp_min(_TINY)[..., None].to(flat.dtype).clamp_min(
-                torch.finfo(flat.dtype).tiny
-            )
+            smallest = torch.finfo(flat.dtype).tiny  # instead of zero
+            flat = flat / norm.clamp_min(smallest)[..., None].to(flat.dtype)
             units.append(flat)
             norms.append(norm)
             inner.append(torch.einsum("nkx,mkx->knm", flat, flat).double())

@@ -46,15 +46,15 @@ def forms_of_rows(covariance: LayerCovariance, inputs: Tensor, gradients: Tensor
 
 def forms_of_table(covariance: LayerCovariance, rows: Rows) -> Tensor:
     """The same for a table, whose rows are looked up by number."""
-    numbers, gradients = rows.inputs[0], rows.gradients[0]
+    n_positions = rows.inputs.shape[2:].numel()
+    numbers = rows.inputs[0].clamp(min=0).reshape(rows.inputs.shape[1], n_positions)
+    gradients = rows.gradients[0].reshape(-1, rows.gradients.shape[-1])
     variances = covariance.variances[0]
-    n_samples, n_rows = len(numbers), variances.shape[1]
+    n_samples, n_rows = rows.inputs.shape[1], variances.shape[1]
     first = torch.arange(n_samples, device=numbers.device)[:, None] * n_rows
     # All samples as one, of a table with rows for each of them.
     pairs, of_pairs, _ = gradients_of_table(
-        (numbers.clamp(min=0) + first).view(1, -1),
-        gradients.flatten(0, 1)[None],
-        n_samples * n_rows,
+        (numbers + first).view(1, -1), gradients[None], n_samples * n_rows
     )
     rotated = of_pairs @ covariance.basis.output_vectors[0].to(of_pairs.dtype)
     forms = (rotated.square() * variances.T[pairs % n_rows].to(rotated.dtype)).sum(1)

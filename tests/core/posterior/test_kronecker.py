@@ -1,7 +1,6 @@
 """The Kronecker-factored posterior against explicit matrices over all of a layer's weights."""
 
 import copy
-from dataclasses import replace
 
 import pytest
 import torch
@@ -10,16 +9,18 @@ from hypothesis import strategies as st
 from torch import nn
 
 from avalanche_hnet import Gaussian, GaussianPosterior, KroneckerPosterior
-from avalanche_hnet.core.fisher.kronecker_layer import KroneckerFisher, LayerLayout
-from avalanche_hnet.core.posterior.nearest_product import Product
+from avalanche_hnet.core.fisher.kronecker_layer import KroneckerFisher
 from avalanche_hnet.core.posterior.protocol import Posterior, Term
 from tests.support.kronecker import (
     LAYOUTS,
+    assert_same_state,
     block_masks,
     everything,
     flat,
+    grown,
     matrix_of,
     parameters_of,
+    product_of,
     random_fisher,
 )
 
@@ -92,7 +93,7 @@ def test_penalty_and_gradient_equal_explicit_matrices(
         found = values_and_gradients(posterior.ewc_term(2.0), phi, 3.0)
         rest = GaussianPosterior.ewc_term(elements, 2.0, skip=layout.names)
         expected = values_and_gradients(
-            lambda p: 2 * explicit.penalty(p, prior_variance) + rest(p),
+            lambda p, rest=rest: 2 * explicit.penalty(p, prior_variance) + rest(p),
             phi,
             3.0,
         )
@@ -109,7 +110,7 @@ def test_penalty_and_gradient_equal_explicit_matrices(
         by_hand = 0.0
         for name, p in phi.items():
             new = active[name] & ~posterior.known[name]
-            by_hand += 0.15 / prior_variance * float((p[new] ** 2).sum())
+            by_hand += 0.15 / prior_variance * float((p.detach()[new] ** 2).sum())
         assert prior.item() == pytest.approx(by_hand)
 
 
@@ -139,7 +140,7 @@ def test_without_layers_it_is_the_gaussian_posterior():
     draws = [p.sample(torch.Generator().manual_seed(0)) for p in (kronecker, gaussian)]
     torch.testing.assert_close(draws[0], draws[1], rtol=0, atol=0)
     state = {k: v for k, v in kronecker.state_dict().items() if k in gaussian.state_dict()}
-    torch.testing.assert_close(state, gaussian.state_dict(), rtol=0, atol=0)
+    assert_same_state(state, gaussian.state_dict())
 
 
 @settings(max_examples=25, deadline=None)
@@ -217,16 +218,6 @@ def test_a_graph_can_be_gone_through_twice_and_shares_gradients():
 # Parameters that change.
 
 
-def grown(parameters, layout, n_more):
-    """The same with more rows."""
-    return {
-        n: nn.Parameter(torch.cat([p.detach(), torch.randn(n_more, *p.shape[1:])]))
-        if n in layout.names
-        else p
-        for n, p in parameters.items()
-    }
-
-
 @pytest.mark.parametrize("kind", ["linear", "no bias", "convolution", "table"])
 def test_layers_that_grow_keep_what_is_known(kind):
     layout, phi = LAYOUTS[kind][1], parameters_of(kind)
@@ -291,11 +282,6 @@ def test_a_bias_that_is_frozen_for_an_experience_keeps_its_precision():
     torch.testing.assert_close(total, expected)
 
 
-def product_of(fisher):
-    factor = fisher.layers["layer"]
-    return Product(factor.inputs, factor.outputs)
-
-
 def test_forget_returns_to_the_prior():
     layout, phi = LAYOUTS["linear"][1], parameters_of("linear")
     posterior = KroneckerPosterior(0.5)
@@ -339,7 +325,7 @@ def test_draws_have_the_covariance_of_the_explicit_matrix(kind):
     (product,) = posterior._parts.layers["layer"].products
     size = len(matrix_of(product))
     covariance = (matrix_of(product) + torch.eye(size) / 0.5).inverse()
-    generator, n = torch.Generator().manual_seed(0), 20_000
+    generator, n = torch.Generator().manual_seed(0), 5_000
     draws = torch.stack([flat(layout, posterior.sample(generator)) for _ in range(n)]) - flat(
         layout, posterior.mean
     )
@@ -350,6 +336,19 @@ def test_draws_have_the_covariance_of_the_explicit_matrix(kind):
     assert white.mean(0).abs().max() < 6 / n**0.5
     again = posterior.sample(torch.Generator().manual_seed(0))
     torch.testing.assert_close(flat(layout, again) - flat(layout, posterior.mean), draws[0])
+
+
+def minimise(loss, parameters):
+    """A quadratic loss, by the differences of its gradients, from anywhere."""
+
+    def gradient(at):
+        nn.utils.vector_to_parameters(at, parameters)
+        return nn.utils.parameters_to_vector(torch.autograd.grad(loss(), parameters))
+
+    start = torch.zeros(sum(p.numel() for p in parameters))
+    slope = gradient(start)
+    hessian = torch.stack([gradient(unit) - slope for unit in torch.eye(len(start))])
+    nn.utils.vector_to_parameters(torch.linalg.solve(hessian, -slope), parameters)
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -370,22 +369,12 @@ def test_of_a_linear_gaussian_model_it_is_the_exact_bayesian_one(bias, rank):
         posterior.align(parameters)
         active = everything(parameters)
         prior, ewc = posterior.prior_term(active), posterior.ewc_term()
-        optimizer = torch.optim.LBFGS(
-            parameters.values(),
-            max_iter=500,
-            tolerance_grad=1e-13,
-            tolerance_change=0,
-            line_search_fn="strong_wolfe",
-        )
 
-        def loss():
-            optimizer.zero_grad()
-            nll = ((model(x) - y) ** 2).sum() / (2 * noise**2)  # noqa: B023
-            value = nll + prior(parameters) + ewc(parameters)  # noqa: B023
-            value.backward()
-            return value
+        def loss(x=x, y=y, prior=prior, ewc=ewc, parameters=parameters):
+            nll = ((model(x) - y) ** 2).sum() / (2 * noise**2)
+            return nll + prior(parameters) + ewc(parameters)
 
-        optimizer.step(loss)
+        minimise(loss, [*parameters.values()])
         fisher = posterior.fisher(model, [(x, y)], likelihood=Gaussian(noise), kind="exact")
         posterior.update(parameters, fisher, n, active)
 
@@ -398,142 +387,8 @@ def test_of_a_linear_gaussian_model_it_is_the_exact_bayesian_one(bias, rank):
         unit = torch.eye(mean.numel()).view(-1, 1, *mean.shape)
         turned = covariance.basis.into(unit).flatten(1)
         found = turned * covariance.variances.flatten() @ turned.T
-        exact = torch.kron(torch.eye(n_out), precision.inverse())
+        exact = torch.kron(torch.eye(n_out), precision.inverse().contiguous())
         torch.testing.assert_close(found, exact, rtol=1e-8, atol=1e-10)
-
-
-# What is refused, and states.
-
-
-def test_what_does_not_fit_is_refused_and_changes_nothing():
-    layout, phi = LAYOUTS["linear"][1], parameters_of("linear")
-    posterior = KroneckerPosterior(0.5)
-    fisher = random_fisher({"layer": layout}, phi, 3)
-    posterior.update(phi, fisher, 5, everything(phi))
-    before = copy.deepcopy(posterior.state_dict())
-    factor = fisher.layers["layer"]
-
-    bad = torch.full_like(factor.inputs, float("nan"))
-    other = LayerLayout("other.weight", None, 1, False, (4,))
-    cases = [
-        ({}, TypeError, "fisher must be a KroneckerFisher"),
-        (replace(factor, inputs=bad), ValueError, r"layers\['layer'\].inputs must be finite"),
-        (replace(factor, outputs=-factor.outputs), ValueError, "outputs must be .* semidefinite"),
-        (replace(factor, layout=other), ValueError, "'other.weight', which is no parameter"),
-        (replace(factor, outputs=factor.outputs[:, :2, :2]), ValueError, "asks for"),
-    ]
-    for value, error, message in cases:
-        wrong = value if value == {} else KroneckerFisher({"layer": value}, fisher.diagonal)
-        with pytest.raises(error, match=message):
-            posterior.update(phi, wrong, 5, everything(phi))
-    with pytest.raises(ValueError, match="gamma"):
-        posterior.update(phi, fisher, 5, everything(phi), 2.0)
-    negative = KroneckerFisher(fisher.layers, {"norm": -torch.ones(3)})
-    with pytest.raises(ValueError, match="norm.* must be finite and not negative"):
-        posterior.update(phi, negative, 5, everything(phi))
-    torch.testing.assert_close(posterior.state_dict(), before, rtol=0, atol=0)
-
-
-def test_layers_with_groups_may_not_grow():
-    layout, phi = LAYOUTS["groups"][1], parameters_of("groups")
-    posterior = KroneckerPosterior(0.5)
-    posterior.update(phi, random_fisher({"layer": layout}, phi, 3), 5, everything(phi))
-    before = copy.deepcopy(posterior.state_dict())
-    with pytest.raises(ValueError, match=r"'layer.weight' has 2 groups and has grown to 6 rows"):
-        posterior.align(grown(phi, layout, 2))
-    torch.testing.assert_close(posterior.state_dict(), before, rtol=0, atol=0)
-
-
-@pytest.mark.parametrize(
-    ("options", "error", "message"),
-    [
-        ({"rank": 0}, ValueError, "rank must be an integer of at least 1, or None for all, got 0"),
-        ({"rank": "1"}, TypeError, "rank must be .* got '1'"),
-        ({"weight_sharing": "sum"}, ValueError, "weight_sharing must be one of"),
-        ({"prior_variance": -1}, ValueError, "prior_variance"),
-        ({"prior_mean": "one"}, ValueError, "prior_mean"),
-    ],
-)
-def test_wrong_arguments_are_named(options, error, message):
-    with pytest.raises(error, match=message):
-        KroneckerPosterior(**options)
-
-
-@pytest.mark.parametrize("kind", LAYOUTS)
-@pytest.mark.parametrize("rank", [1, None])
-def test_state_goes_through_a_file(tmp_path, kind, rank):
-    layout, phi = LAYOUTS[kind][1], parameters_of(kind)
-    posterior = KroneckerPosterior(0.5, "initial", rank, "reduce")
-    for number in range(3):
-        fisher = random_fisher({"layer": layout}, phi, number)
-        posterior.update(phi, fisher, 5, everything(phi), 0.9)
-    posterior.likelihood = Gaussian(0.3)
-    torch.save(posterior.state_dict(), tmp_path / "state.pt")
-    again = KroneckerPosterior(0.5, "initial", rank, "reduce")
-    again.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
-    torch.testing.assert_close(again.state_dict(), posterior.state_dict(), rtol=0, atol=0)
-    assert again.likelihood == Gaussian(0.3)
-    other = parameters_of(kind, 9)
-    torch.testing.assert_close(again.ewc_term()(other), posterior.ewc_term()(other))
-    with pytest.raises(ValueError, match="not at the mean of the loaded posterior"):
-        again.align(other)
-    assert not again.align(phi)
-    torch.testing.assert_close(
-        again.sample(torch.Generator().manual_seed(1)),
-        posterior.sample(torch.Generator().manual_seed(1)),
-    )
-
-
-def test_states_that_do_not_fit_are_refused_as_a_whole():
-    layout, phi = LAYOUTS["linear"][1], parameters_of("linear")
-    posterior = KroneckerPosterior(0.5)
-    posterior.update(phi, random_fisher({"layer": layout}, phi, 3), 5, everything(phi))
-    state, before = posterior.state_dict(), copy.deepcopy(posterior.state_dict())
-    layer = state["layers"]["layer"]
-    cases = [
-        (GaussianPosterior(0.5).state_dict(), "has no"),
-        (3, "has no"),
-        (state | {"rank": 2}, "made with rank=2, but this posterior has 1"),
-        (state | {"weight_sharing": "reduce"}, "weight_sharing='reduce'"),
-        (state | {"prior_variance": 2.0}, "prior_variance=2.0"),
-        (state | {"more": 2.0}, "keys"),
-        (state | {"layers": 3}, "'layers'.* must be a dictionary"),
-        (state | {"layers": {"layer": {}}}, "must be a dictionary with 'layout'"),
-        (state | {"layers": {"layer": layer | {"layout": {}}}}, "with the keys"),
-        (state | {"layers": {"layer": layer | {"inputs": []}}}, "as many 'inputs'"),
-        (
-            state | {"layers": {"layer": layer | {"inputs": [torch.zeros(1, 2, 2)]}}},
-            r"must have tensors of the shape \(1, 5, 5\)",
-        ),
-        (
-            state | {"layers": {"layer": layer | {"layout": layer["layout"] | {"bias": "b"}}}},
-            "does not have",
-        ),
-    ]
-    for wrong, message in cases:
-        with pytest.raises(ValueError, match=message):
-            posterior.load_state_dict(wrong)
-    torch.testing.assert_close(posterior.state_dict(), before, rtol=0, atol=0)
-
-
-def test_an_interrupt_leaves_the_posterior_before_or_after(monkeypatch):
-    layout, phi = LAYOUTS["linear"][1], parameters_of("linear")
-    posterior = KroneckerPosterior(0.5)
-    fisher = random_fisher({"layer": layout}, phi, 3)
-    posterior.update(phi, fisher, 5, everything(phi))
-    before = copy.deepcopy(posterior.state_dict())
-
-    def interrupted(*args):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("avalanche_hnet.core.posterior.kronecker.accumulated", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        posterior.update(parameters_of("linear", 1), fisher, 5, everything(phi))
-    torch.testing.assert_close(posterior.state_dict(), before, rtol=0, atol=0)
-    monkeypatch.setattr("avalanche_hnet.core.posterior.kronecker._fitted", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        posterior.align(grown(phi, layout, 2))
-    torch.testing.assert_close(posterior.state_dict(), before, rtol=0, atol=0)
 
 
 def test_real_models_share_updates_between_layers_and_the_rest():

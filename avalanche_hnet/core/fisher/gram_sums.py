@@ -1,0 +1,50 @@
+"""Sums of products x xᵀ over the rows of many batches."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+# Of the symmetric products, blocks of so many rows leave out what lies left of the diagonal.
+_BLOCK = 256
+
+
+class GramSums:
+    """Σ x xᵀ for rows x of several groups.
+
+    Args:
+        like: what decides about type and device.
+        n_groups: K.
+        size: X, of a row.
+    """
+
+    def __init__(self, like: Tensor, n_groups: int, size: int) -> None:
+        self._like, self._shape = like, (n_groups, size, size)
+        self._upper: Tensor | None = None  # no memory for what is not used
+
+    def add(self, rows: Tensor, weight: float = 1.0) -> None:
+        """Add ``weight`` times the products of rows (K, …, X)."""
+        if not rows.numel():
+            return
+        if self._upper is None:
+            self._upper = self._like.new_zeros(self._shape)
+        rows = _as_matrices(rows.to(self._upper.dtype))
+        if len(rows) > 1:
+            self._upper.baddbmm_(rows.mT, rows, alpha=weight)
+            return
+        matrix, total = rows[0], self._upper[0]
+        for start in range(0, len(total), _BLOCK):
+            left = matrix[:, start : start + _BLOCK].T
+            total[start : start + _BLOCK, start:].addmm_(left, matrix[:, start:], alpha=weight)
+
+    def total(self) -> Tensor:
+        """The sums (K, X, X), symmetric to the last digit."""
+        if self._upper is None:
+            return self._like.new_zeros(self._shape)
+        return self._upper.triu() + self._upper.triu(1).mT
+
+
+def _as_matrices(rows: Tensor) -> Tensor:
+    """(K, …, X) to (K, M, X), copied in the order that the numbers are in, if at all."""
+    if rows.stride(-1) == 1 or rows.dim() == 3:
+        return rows.reshape(len(rows), -1, rows.shape[-1])
+    return rows.movedim(-1, 1).flatten(2).mT

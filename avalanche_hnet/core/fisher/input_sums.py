@@ -1,0 +1,168 @@
+"""The factor A of a layer, summed over batches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from avalanche_hnet.core.fisher.gram_sums import GramSums
+from avalanche_hnet.core.fisher.layer_rows import Rows
+from avalanche_hnet.core.fisher.layer_rules import padded_for
+from avalanche_hnet.core.fisher.shift_sums import ShiftSums, share_of_work
+
+# At most so many inputs of a convolution are copied at a time (32 MiB of float32).
+_BUDGET = 2**23
+# Products of fewer channels are too small to be worth one by one.
+_FEWEST_CHANNELS = 16
+# The share of all products that is left if each is made in one order of its factors only.
+_ALL_BUT_SYMMETRIC = 0.55
+
+Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
+
+
+class InputSums(Protocol):
+    """Sums of what the inputs of samples contribute to A."""
+
+    def add(self, layer: nn.Module, inputs: Tensor, rows: Rows) -> None:
+        """Add the samples of a call of the layer, with these inputs and rows."""
+
+    def mean(self) -> Tensor:
+        """A, averaged over the samples: (K, I, I), or its diagonal (K, I)."""
+
+
+class RowSums:
+    """Of rows a, and a one after them if there is a bias.
+
+    Args:
+        like: what decides about type and device.
+        sizes: K, and I without the bias.
+        has_bias: whether there is a bias.
+        reduces: whether the rows of a sample are averaged first.
+    """
+
+    def __init__(
+        self, like: Tensor, sizes: tuple[int, int], *, has_bias: bool, reduces: bool
+    ) -> None:
+        self.products = GramSums(like, *sizes)
+        self.rows = like.new_zeros(sizes)
+        self.has_bias, self.reduces = has_bias, reduces
+        self.n_samples = 0
+
+    def add(self, layer: nn.Module, inputs: Tensor, rows: Rows) -> None:
+        """See :class:`InputSums`."""
+        self.n_samples += len(inputs)
+        if not rows.gradients.numel():  # sequences of no length
+            return
+        for a, _ in rows.parts():
+            self.add_rows(a)
+
+    def add_rows(self, a: Tensor) -> None:
+        """Add rows (K, b, R, I) of b samples."""
+        if self.reduces:
+            a = a.mean(2, keepdim=True)
+        n_positions = a.shape[2]
+        self.products.add(a, 1 / n_positions)
+        if self.has_bias:
+            self.rows += a.sum((1, 2)) / n_positions
+
+    def mean(self) -> Tensor:
+        """See :class:`InputSums`."""
+        return self.with_bias(self.products.total())
+
+    def with_bias(self, products: Tensor) -> Tensor:
+        """The average (K, I + 1, I + 1), if there is a bias, of products (K, I, I)."""
+        n_samples = max(1, self.n_samples)
+        if not self.has_bias:
+            return products / n_samples
+        corner = self.rows.new_full((len(products), 1, 1), self.n_samples)
+        column = self.rows[..., None]
+        upper, lower = torch.cat([products, column], 2), torch.cat([column.mT, corner], 2)
+        return torch.cat([upper, lower], 1).div_(n_samples)
+
+
+class PatchSums(RowSums):
+    """Of the patches that a convolution sees.
+
+    Args:
+        like: what decides about type and device.
+        layer: the convolution.
+        has_bias: whether there is a bias.
+        reduces: whether the patches of a sample are averaged first.
+    """
+
+    def __init__(self, like: Tensor, layer: Convolution, *, has_bias: bool, reduces: bool) -> None:
+        n_channels = layer.in_channels // layer.groups
+        sizes = layer.groups, n_channels * prod(layer.kernel_size)
+        super().__init__(like, sizes, has_bias=has_bias, reduces=reduces)
+        self._shifts = ShiftSums(like, layer.groups, n_channels, layer.kernel_size, layer.dilation)
+
+    def add(self, layer: nn.Module, inputs: Tensor, rows: Rows) -> None:
+        """See :class:`InputSums`."""
+        assert isinstance(layer, Convolution)
+        padded, positions = padded_for(layer, inputs), rows.gradients.shape[2:-1]
+        if not self.reduces and not _is_worth_shifting(layer, positions):
+            super().add(layer, inputs, rows)
+            return
+        self.n_samples += len(inputs)
+        means = (_patch_sums(padded, layer) / positions.numel()).to(self.rows.dtype)
+        if self.reduces:
+            self.add_rows(means)
+            return
+        self.rows += means.sum((1, 2))
+        step = max(1, _BUDGET // (positions.numel() * self.rows.numel()))
+        for images in padded.split(step):
+            self._shifts.add(images, 1 / positions.numel())
+
+    def mean(self) -> Tensor:
+        """See :class:`InputSums`."""
+        return self.with_bias(self.products.total() + self._shifts.total())
+
+
+class TableSums:
+    """Of rows that are a one in the place of the row number that is looked up: only the diagonal.
+
+    Args:
+        like: what decides about type and device.
+        n_rows: I, of the table.
+        reduces: whether the rows of a sample are averaged first.
+    """
+
+    def __init__(self, like: Tensor, n_rows: int, *, reduces: bool) -> None:
+        self._squares = like.new_zeros(1, n_rows)
+        self._reduces = reduces
+        self._n_samples = 0
+
+    def add(self, layer: nn.Module, inputs: Tensor, rows: Rows) -> None:
+        """See :class:`InputSums`."""
+        self._n_samples += len(inputs)
+        numbers, n_rows = rows.inputs[0].flatten(1), self._squares.shape[1]
+        if not numbers.numel():  # sequences of no length
+            return
+        sample = torch.arange(len(numbers), device=numbers.device)[:, None]
+        pairs, counts = (sample * n_rows + numbers)[numbers >= 0].unique(return_counts=True)
+        shares = counts.to(self._squares.dtype) / numbers.shape[1]
+        self._squares[0].index_add_(0, pairs % n_rows, shares.square() if self._reduces else shares)
+
+    def mean(self) -> Tensor:
+        """See :class:`InputSums`."""
+        return self._squares / max(1, self._n_samples)
+
+
+def _is_worth_shifting(layer: Convolution, positions: Sequence[int]) -> bool:
+    """Whether the products of the patches are cheaper as shifts of others."""
+    if any(s > 1 for s in layer.stride) or layer.in_channels // layer.groups < _FEWEST_CHANNELS:
+        return False
+    return share_of_work(tuple(positions), layer.kernel_size, layer.dilation) < _ALL_BUT_SYMMETRIC
+
+
+def _patch_sums(padded: Tensor, layer: Convolution) -> Tensor:
+    """Sums over the positions of each sample, (K, B, 1, I)."""
+    sums = padded
+    for size, stride, dilation in zip(layer.kernel_size, layer.stride, layer.dilation, strict=True):
+        windows = sums.unfold(2, dilation * (size - 1) + 1, stride)[..., ::dilation]
+        sums = windows.sum(2)
+    return sums.reshape(len(padded), layer.groups, 1, -1).transpose(0, 1)

@@ -1,0 +1,62 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from avalanche_hnet.core.fisher.gram_sums import GramSums
+from avalanche_hnet.core.fisher.shift_sums import ShiftSums, share_of_work
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    kernel=st.tuples(st.integers(1, 4), st.integers(1, 3)),
+    dilation=st.tuples(st.integers(1, 3), st.integers(1, 2)),
+    window=st.tuples(st.integers(1, 4), st.integers(1, 4)),
+    groups=st.integers(1, 2),
+)
+def test_equals_the_products_of_patches(kernel, dilation, window, groups):
+    size = [w + d * (k - 1) for w, d, k in zip(window, dilation, kernel, strict=True)]
+    images = torch.randn(2, 3, 2 * groups, *size, dtype=torch.float64)
+    sums = ShiftSums(images, groups, 2, kernel, dilation)
+    expected = 0
+    for batch in images:
+        sums.add(batch, 0.7)
+        patches = nn.functional.unfold(batch, kernel, dilation).unflatten(1, (groups, -1))
+        expected = expected + 0.7 * torch.einsum("bkip,bkjp->kij", patches, patches)
+    torch.testing.assert_close(sums.total(), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_float32_loses_no_more_than_rounding():
+    images = torch.randn(8, 16, 10, 10, dtype=torch.float32)
+    images[:, 3, 1:-1, 1:-1] = 1e-3  # a channel with next to nothing but its edges
+    sums = ShiftSums(images, 1, 16, (3, 3), (1, 1))
+    sums.add(images, 1.0)
+    patches = nn.functional.unfold(images, 3).double()
+    expected = torch.einsum("bip,bjp->ij", patches, patches)
+    found = sums.total()[0].double()
+    scale = expected.diagonal().sqrt()
+    edges = float(images[:, 3].double().square().sum())
+    assert ((found - expected).abs() <= 1e-5 * scale[:, None] * scale + 1e-5 * edges).all()
+    assert torch.equal(found, found.T)
+
+
+def test_a_kernel_of_three_by_three_takes_thirteen_products_and_edges():
+    assert share_of_work((10**9, 10**9), (3, 3), (1, 1)) == pytest.approx(13 / 81)
+    assert share_of_work((2, 2), (3, 3), (1, 1)) == pytest.approx(45 / 81)
+
+
+@pytest.mark.parametrize("block", [2, 256])
+@pytest.mark.parametrize("groups", [1, 3])
+def test_sums_of_products_of_rows(groups, block, monkeypatch):
+    monkeypatch.setattr("avalanche_hnet.core.fisher.gram_sums._BLOCK", block)
+    rows = torch.randn(groups, 4, 3, 5)
+    sums = GramSums(rows, groups, 5)
+    assert not sums.total().any()
+    sums.add(rows, 0.5)
+    sums.add(rows.movedim(-1, 2).contiguous().movedim(2, -1), 0.25)
+    expected = 0.75 * torch.einsum("kbri,kbrj->kij", rows, rows)
+    torch.testing.assert_close(sums.total(), expected)
+    assert torch.equal(sums.total(), sums.total().mT)
