@@ -132,6 +132,10 @@ class PriorEWCPlugin(SupervisedPlugin):
             experience.
         weight_sharing: of ``"kronecker"``: ``"expand"`` or ``"reduce"``, how layers are treated
             whose weights several positions share, see :func:`kronecker_factors`.
+        max_rank: of ``"kronecker"``: makes the penalty of wide layers cheaper by low-rank factors
+            with an exact diagonal: of each factor so many leading eigenpairs at most (an integer),
+            or as few as keep a share of its trace (a float in (0, 1)); all by default. An implicit
+            step costs the same whatever it is.
 
     Attributes:
         posterior: a :class:`GaussianPosterior` or :class:`KroneckerPosterior`; save and load it
@@ -160,6 +164,7 @@ class PriorEWCPlugin(SupervisedPlugin):
         structure: Structure = "diagonal",
         rank: int | None = 1,
         weight_sharing: WeightSharing = "expand",
+        max_rank: int | float | None = None,
     ) -> None:
         super().__init__()
         not_negative(ewc_lambda=ewc_lambda)
@@ -180,7 +185,9 @@ class PriorEWCPlugin(SupervisedPlugin):
         self.log_every = log_every
         self.generator = generator
         self.penalty_step: PenaltyStep = penalty_step
-        self.posterior = make_posterior(structure, prior_variance, prior_mean, rank, weight_sharing)
+        self.posterior = make_posterior(
+            structure, prior_variance, prior_mean, rank, weight_sharing, max_rank
+        )
         self._experience: _CurrentExperience | None = None
         self._model_id: int | None = None  # rather than the model, which would be saved with it
         self._has_warned_of_steps = self._has_warned_of_prior = False

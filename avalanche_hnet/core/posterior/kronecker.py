@@ -33,6 +33,7 @@ from avalanche_hnet.core.posterior.kronecker_term import KroneckerTerm, LayerTer
 from avalanche_hnet.core.posterior.kronecker_variance import kronecker_output_variance
 from avalanche_hnet.core.posterior.layer_covariance import LayerCovariance
 from avalanche_hnet.core.posterior.layer_products import LayerProducts, accumulated, products_of
+from avalanche_hnet.core.posterior.low_rank import MaxRank, check_max_rank
 
 Layers = dict[str, LayerProducts]
 
@@ -62,6 +63,11 @@ class KroneckerPosterior:
         prior_variance: σ².
         rank: how many products are kept for a layer; None for one for each experience.
         weight_sharing: how layers are treated whose weights several positions share.
+        max_rank: of A and G where :meth:`ewc_term` multiplies with them, so that wide layers cost
+            less: None for all of them; or their leading eigenpairs, so many at most, or as few as
+            keep a share in (0, 1) of their trace, and what is left of their diagonals, so that the
+            diagonal of Λ stays exact. All else, accumulation, samples and predictions, has A and G
+            as they are, and so has the state.
         likelihood: that it was learned with, for predictions; None if not known. The state has
             it, unless it is of a user's own class.
 
@@ -75,12 +81,15 @@ class KroneckerPosterior:
         prior_mean: PriorMean = "zero",
         rank: int | None = 1,
         weight_sharing: WeightSharing = "expand",
+        max_rank: MaxRank = None,
     ) -> None:
         count_or_all(rank=rank)
+        check_max_rank(max_rank)
         one_of(WeightSharing, weight_sharing=weight_sharing)
         self._parts = _Parts(GaussianPosterior(prior_variance, prior_mean), {})
         self.prior_variance = float(prior_variance)
         self.rank = rank
+        self.max_rank = max_rank
         self.weight_sharing: WeightSharing = weight_sharing
         self.likelihood: Likelihood | None = None
 
@@ -223,7 +232,9 @@ class KroneckerPosterior:
         layers: Layers = {}
         kept = _fitted(self._parts.layers, elements.mean) if gamma else {}
         for name in dict.fromkeys([*kept, *new]):
-            layers[name] = accumulated(kept.get(name), new.get(name), gamma, self.rank)
+            layers[name] = accumulated(
+                kept.get(name), new.get(name), gamma, self.rank, self.max_rank
+            )
         self._parts = _Parts(elements, layers)
 
     def sample(self, generator: torch.Generator | None = None) -> dict[str, Tensor]:
@@ -283,7 +294,8 @@ class KroneckerPosterior:
         check_own_state(state, own)
         elements = GaussianPosterior(self.prior_variance, self._parts.elements._prior_mean_kind)
         elements.load_state_dict({k: v for k, v in state.items() if k not in (*own, "layers")})
-        self._parts = _Parts(elements, layers_from_state(state["layers"], elements.mean))
+        layers = layers_from_state(state["layers"], elements.mean, self.max_rank)
+        self._parts = _Parts(elements, layers)
         self.likelihood = elements.likelihood
 
 

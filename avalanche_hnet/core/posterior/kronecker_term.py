@@ -55,7 +55,11 @@ class LayerTerm:
     def deviation(self, parameters: Mapping[str, Tensor], skip: Container[str] = ()) -> Tensor:
         """D (K, O, I), in the centre's type; zero for the names in ``skip``."""
         layout = self.layer.layout
-        deviation = layout.matrices(parameters).to(self.centre.dtype) - self.centre
+        deviation = torch.empty_like(self.centre)
+        # Into views of it, without a matrix that weight and bias are first copied into.
+        centres = layout.tensors(self.centre)
+        for name, part in layout.tensors(deviation).items():
+            torch.sub(parameters[name].detach(), centres[name], out=part)
         if self.known is not None:
             deviation = deviation.where(self.known, 0)
         if any(name in skip for name in self.names):
@@ -143,7 +147,7 @@ class KroneckerTerm:
             gradient = layer.gradient(deviation)
             value = value.to(deviation.device) + _half_dot(deviation, gradient)
             by_name |= layer.layer.layout.tensors(gradient)
-        return value, [by_name[name].contiguous() for name in names]
+        return value, [by_name[name] for name in names]
 
 
 def _half_dot(left: Tensor, right: Tensor) -> Tensor:
