@@ -52,14 +52,24 @@ class LayerTerm:
         is_block = torch.equal(self.known, rows[:, :, None] & columns[:, None, :])
         return is_block and not bool(says_more)
 
+    @cached_property
+    def _centres(self) -> dict[str, Tensor]:
+        return self.layer.layout.tensors(self.centre)
+
+    @cached_property
+    def _weights(self) -> float | Tensor:
+        """s times all that is by element alone."""
+        of_products = self.layer.remainder
+        total = self.precision if of_products is None else of_products + self.precision
+        return total * self.factor
+
     def deviation(self, parameters: Mapping[str, Tensor], skip: Container[str] = ()) -> Tensor:
         """D (K, O, I), in the centre's type; zero for the names in ``skip``."""
         layout = self.layer.layout
         deviation = torch.empty_like(self.centre)
         # Into views of it, without a matrix that weight and bias are first copied into.
-        centres = layout.tensors(self.centre)
         for name, part in layout.tensors(deviation).items():
-            torch.sub(parameters[name].detach(), centres[name], out=part)
+            torch.sub(parameters[name].detach(), self._centres[name], out=part)
         if self.known is not None:
             deviation = deviation.where(self.known, 0)
         if any(name in skip for name in self.names):
@@ -72,12 +82,8 @@ class LayerTerm:
 
     def gradient(self, deviation: Tensor) -> Tensor:
         """S (Σ_k G_k D A_k + p ∘ D) where that is known: (K, O, I)."""
-        added, beta = deviation, self.factor
-        if isinstance(self.precision, Tensor):
-            added = deviation * self.precision
-        else:
-            beta *= self.precision
-        gradient = self.layer.times(deviation, added, beta, self.factor)
+        gradient = deviation * self._weights
+        self.layer.add_products(gradient, deviation, self.factor)
         return gradient if self.known is None else gradient.where(self.known, 0)
 
 

@@ -16,9 +16,9 @@ from avalanche_hnet.core.posterior.low_rank import (
     Factor,
     LowRank,
     MaxRank,
-    add_times_from_left,
+    add_products,
     low_rank,
-    times,
+    remainder_of,
 )
 from avalanche_hnet.core.posterior.nearest_product import (
     Product,
@@ -73,13 +73,22 @@ class LayerProducts:
                 total[name] = total[name] + part if name in total else part
         return total
 
-    def times(self, deviation: Tensor, added: Tensor, beta: float, factor: float) -> Tensor:
-        """``beta · added + factor · Σ_k G_k D A_k`` for a deviation D (K, O, I)."""
-        for inputs, outputs in self._factors:
-            right = times(deviation, inputs)
-            added = add_times_from_left(added, outputs, right, beta, factor)
-            beta = 1.0
-        return added
+    @cached_property
+    def remainder(self) -> Tensor | None:
+        """What :meth:`add_products` leaves out, by element (K, O, I); None if that is nothing."""
+        parts = [part for part in map(remainder_of, self._factors) if part is not None]
+        return torch.stack(parts).sum(0) if parts else None
+
+    def add_products(self, total: Tensor, deviation: Tensor, alpha: float) -> None:
+        """Add ``alpha · Σ_k G_k D A_k`` for a deviation D, but ``alpha ·`` remainder ∘ D.
+
+        Args:
+            total: (K, O, I), changed in place.
+            deviation: D (K, O, I).
+            alpha: a factor.
+        """
+        for pair in self._factors:
+            add_products(total, deviation, pair, alpha)
 
     def fitted(self, mean: Mapping[str, Tensor]) -> LayerProducts | None:
         """The same for parameters that have grown, moved or left; itself if none has.

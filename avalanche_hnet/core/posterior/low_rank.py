@@ -76,8 +76,37 @@ def low_rank(matrices: Tensor, values: Tensor, vectors: Tensor, max_rank: MaxRan
     return LowRank(roots, (diagonal - roots.square().sum(2)).clamp_min(0))
 
 
-def times(matrices: Tensor, factor: Factor) -> Tensor:
-    """D M as new tensors, for matrices D (K, O, n) and a factor M."""
+def add_products(total: Tensor, matrices: Tensor, pair: tuple[Factor, Factor], alpha: float) -> None:
+    """Add ``alpha · G D A`` in place, for matrices D (K, O, I) and a pair of A and G.
+
+    Where both are :class:`LowRank`, that is without ``alpha ·`` :func:`remainder_of` the pair ∘ D.
+    """
+    inputs, outputs = pair
+    if isinstance(inputs, LowRank) and isinstance(outputs, LowRank):
+        left, right = _thin_products(matrices, inputs, outputs)
+        total.baddbmm_(left, right, alpha=alpha)
+        return
+    product = _times(matrices, inputs)
+    if isinstance(outputs, LowRank):
+        total.baddbmm_(outputs.roots, outputs.roots.mT @ product, alpha=alpha)
+        total.addcmul_(product, outputs.remainder[:, :, None], value=alpha)
+    else:
+        total.baddbmm_(outputs, product, alpha=alpha)
+
+
+def remainder_of(pair: tuple[Factor, Factor]) -> Tensor | None:
+    """d_G d_Aᵀ (K, O, I) of A and G that are both :class:`LowRank`, which is left out above.
+
+    It is cheapest together with what else there is by element.
+    """
+    inputs, outputs = pair
+    if isinstance(inputs, LowRank) and isinstance(outputs, LowRank):
+        return outputs.remainder[:, :, None] * inputs.remainder[:, None, :]
+    return None
+
+
+def _times(matrices: Tensor, factor: Factor) -> Tensor:
+    """D M."""
     if isinstance(factor, LowRank):
         # The diagonal first, into which the product is added in place.
         product = matrices * factor.remainder[:, None, :]
@@ -85,15 +114,17 @@ def times(matrices: Tensor, factor: Factor) -> Tensor:
     return matrices * factor[:, None, :] if factor.dim() == 2 else matrices @ factor
 
 
-def add_times_from_left(
-    added: Tensor, factor: Factor, matrices: Tensor, beta: float, alpha: float
-) -> Tensor:
-    """``beta · added + alpha · M R`` for matrices R (K, n, I), which may be overwritten."""
-    if isinstance(factor, LowRank):
-        inner = factor.roots.mT @ matrices
-        matrices.mul_(factor.remainder[:, :, None] * alpha).add_(added, alpha=beta)
-        return matrices.baddbmm_(factor.roots, inner, alpha=alpha)
-    return torch.baddbmm(added, factor, matrices, beta=beta, alpha=alpha)
+def _thin_products(matrices: Tensor, inputs: LowRank, outputs: LowRank) -> tuple[Tensor, Tensor]:
+    """L (K, O, r) and R (K, r, I) with G D A = L R + (d_G d_Aᵀ) ∘ D, for matrices D (K, O, I).
+
+    With A = U Uᵀ + diag(d_A) and G = V Vᵀ + diag(d_G), L R is
+    diag(d_G) (D U) Uᵀ + V [(Vᵀ D) diag(d_A) + (Vᵀ D U) Uᵀ].
+    """
+    by_inputs = matrices @ inputs.roots
+    by_outputs = (outputs.roots.mT @ matrices).mul_(inputs.remainder[:, None, :])
+    by_outputs.baddbmm_(outputs.roots.mT @ by_inputs, inputs.roots.mT)
+    left = torch.cat([by_inputs * outputs.remainder[:, :, None], outputs.roots], 2)
+    return left, torch.cat([inputs.roots.mT, by_outputs], 1)
 
 
 def _rank(values: Tensor, max_rank: int | float) -> int:
