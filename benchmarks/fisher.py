@@ -16,7 +16,7 @@ from hypnettorch.utils.ewc_regularizer import compute_fisher
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-from avalanche_hnet import diagonal_fisher
+from avalanche_hnet import diagonal_fisher, kronecker_factors
 from benchmarks.networks import lenet, mlp, resnet
 from benchmarks.rows import Function, Limit, Row, in_turn
 from benchmarks.timing import threads
@@ -34,6 +34,7 @@ def rows(repeats: int) -> list[Row]:
             ("LeNet", lenet, (1, 28, 28)),
         ):
             timed += _against_others(name, make(), random_batches(128, 16, shape), repeats)
+            timed += _kronecker(name, make(), random_batches(128, 16, shape), repeats)
         for n_batches in (2, 8, 32):
             batches = random_batches(128, n_batches, (784,))
             title = f"Fisher of MLP 784-400-400-10, {128 * n_batches} samples"
@@ -48,6 +49,8 @@ def rows(repeats: int) -> list[Row]:
         batches = random_batches(32, 12, (3, 32, 32))
         title = "Fisher of ResNet-18, 32×32, 384 samples"
         timed += _against_a_pass(title, resnet().eval(), batches, min(3, repeats), Limit(2))
+        title = "ResNet-18, 32×32, 384 samples"
+        timed += _kronecker(title, resnet().eval(), batches, min(3, repeats))
     return timed
 
 
@@ -67,6 +70,17 @@ def _against_a_pass(
         title: lambda: diagonal_fisher(model, batches),
     }
     limits = {title: limit} if limit else {}
+    return in_turn("Fisher", functions, repeats=repeats, limits=limits)
+
+
+def _kronecker(network: str, model: nn.Module, batches: Batches, repeats: int) -> list[Row]:
+    expand, reduce = (f"Kronecker factors ({how}), {network}" for how in ("expand", "reduce"))
+    functions: dict[str, Function] = {
+        PASS: lambda: forward_and_backward(model, batches),
+        expand: lambda: kronecker_factors(model, batches),
+        reduce: lambda: kronecker_factors(model, batches, weight_sharing="reduce"),
+    }
+    limits = {expand: Limit(2), reduce: Limit(2)}
     return in_turn("Fisher", functions, repeats=repeats, limits=limits)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from functools import partial
 from typing import Any
 
 from avalanche.models import DynamicModule
@@ -39,13 +40,27 @@ def aliases_of(target: nn.Module) -> dict[str, str]:
 
 
 def strip(network: nn.Module, names: Collection[str]) -> None:
-    """Remove the parameters of these names, wherever they are used."""
+    """Remove the parameters of these names, wherever they are used.
+
+    Their modules can then be called while there are others in their place, and not after.
+    """
     tensors = {id(p) for n, p in network.named_parameters() if n in names}
     for module in network.modules():
-        for name, parameter in module._parameters.items():
-            if id(parameter) in tensors:
-                module._parameters[name] = None
+        missing = [n for n, p in module._parameters.items() if id(p) in tensors]
+        for name in missing:
+            module._parameters[name] = None
+        if missing:
+            module.register_forward_pre_hook(partial(_require_weights, missing))
     release_weights(network, recurrent_layers(network))
+
+
+def _require_weights(names: Collection[str], module: nn.Module, args: Any) -> None:
+    if any(module._parameters.get(name) is None for name in names):
+        raise RuntimeError(
+            f"a {type(module).__name__} of the target was called again after its generated weights "
+            "had been taken back, as torch.utils.checkpoint does in the backward pass; leave "
+            "checkpoints out of the target of a HyperModel"
+        )
 
 
 def recurrent_layers(network: nn.Module) -> list[str]:

@@ -13,6 +13,7 @@ from torch.func import functional_call, vmap
 
 from avalanche_hnet.core.common.logits import logits_of
 from avalanche_hnet.core.common.structures import tensors_in
+from avalanche_hnet.core.common.substitution import places
 from avalanche_hnet.core.hypernetworks.weight_layout import WeightLayout
 from avalanche_hnet.models.main_network import (
     aliases_of,
@@ -48,7 +49,8 @@ class NetworkRunner:
         self.target = copy.deepcopy(target)
         self.networks = nn.ModuleDict()
         self._layout = layout
-        self._aliases = aliases_of(target)
+        aliases = aliases_of(target)
+        self._aliases = {name: aliases[name] for name in places(target) if name in aliases}
         self._recurrent = recurrent_layers(target)
         strip(self.target, layout.shapes)
         not_generated = dict(self.target.named_parameters())
@@ -110,7 +112,7 @@ class NetworkRunner:
         shared = self._shared_parameters()
         of_all = {a: shared[n] for a, n in self._aliases.items() if n in shared}
         if self._has_state:
-            states = [_state(self.networks[str(number)]) for number in numbers]
+            states = [places(self.networks[str(number)]) for number in numbers]
             of_tasks |= {n: torch.stack([s[n] for s in states]) for n in states[0]}
 
         def run(of_task: dict[str, Tensor]) -> Tensor:
@@ -141,9 +143,3 @@ class NetworkRunner:
     def _shared_parameters(self) -> dict[str, nn.Parameter]:
         """Parameters of the target that are not generated and that all tasks share."""
         return {name: attrgetter(name)(self.target) for name in self._shared}
-
-
-def _state(network: nn.Module) -> dict[str, Tensor]:
-    """All parameters and buffers, by each of their names."""
-    parameters = dict(network.named_parameters(remove_duplicate=False))
-    return parameters | dict(network.named_buffers(remove_duplicate=False))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
-from avalanche.training.plugins import SupervisedPlugin
+from avalanche.training.plugins import GSS_greedyPlugin, SupervisedPlugin
 from avalanche.training.templates import SupervisedTemplate
 
 from avalanche_hnet.core.common.arguments import at_least
@@ -25,7 +25,8 @@ class InMemoryPlugin(SupervisedPlugin):
     random seed, whatever plugins did to it (replay, task balance, …). A loader that is neither
     Avalanche's nor PyTorch's stays as it is, with a warning. So does one whose batches are more
     than their samples put together: if its collate function pads to the longest sample of a batch,
-    centres or sorts it, or makes dictionaries.
+    centres or sorts it, or makes dictionaries; and that of ``GSS_greedyPlugin``, whose memory
+    changes while batches are made of it.
 
     The place among a strategy's plugins does not matter. The Fisher of :class:`PriorEWCPlugin` and
     of hypernetworks is computed from memory, too.
@@ -117,6 +118,9 @@ class InMemoryPlugin(SupervisedPlugin):
             return
         if len(sampling.dataset) == 0:
             return
+        if training and any(isinstance(plugin, GSS_greedyPlugin) for plugin in strategy.plugins):
+            self._leave("GSS_greedyPlugin changes its memory while batches are made of it")
+            return
         if training:
             self._store.drop_temporary(but=(sampling.dataset, sampling.collate))
         try:
@@ -128,11 +132,15 @@ class InMemoryPlugin(SupervisedPlugin):
                 temporary=training,
             )
         except UnsplittableError as error:
-            if not self._has_warned:
-                warnings.warn(f"{error}; Avalanche's own loader serves them", stacklevel=2)
-            self._has_warned = True
+            self._leave(str(error))
             return
         strategy.dataloader = InMemoryLoader(sampling, columns, len(loader))
+
+    def _leave(self, why: str) -> None:
+        """Say once that the data come from Avalanche's own loader."""
+        if not self._has_warned:
+            warnings.warn(f"{why}; Avalanche's own loader serves them", stacklevel=3)
+        self._has_warned = True
 
 
 def store_of(strategy: SupervisedTemplate) -> TensorStore | None:

@@ -30,6 +30,7 @@ from avalanche_hnet.core.common.likelihoods import (
 )
 from avalanche_hnet.core.common.logits import logits_of
 from avalanche_hnet.core.fisher.batch_statistics import refuse_batch_statistics
+from avalanche_hnet.core.fisher.complex_parameters import refuse_complex_parameters
 from avalanche_hnet.core.fisher.kronecker_layer import KroneckerFisher
 from avalanche_hnet.core.fisher.kronecker_sums import WeightSharing
 from avalanche_hnet.core.fisher.options import FisherKind
@@ -40,6 +41,7 @@ from avalanche_hnet.data.in_order import batches_in_order
 from avalanche_hnet.models.active import active_elements
 from avalanche_hnet.plugins.experience_penalty import ExperiencePenalty
 from avalanche_hnet.plugins.finite_loss import refuse_loss
+from avalanche_hnet.plugins.forward_checks import refuse_other_forward
 from avalanche_hnet.plugins.in_memory import store_of
 from avalanche_hnet.plugins.model_checks import ModelChecks
 from avalanche_hnet.plugins.penalty_step import (
@@ -48,6 +50,8 @@ from avalanche_hnet.plugins.penalty_step import (
     warn_of_others,
 )
 from avalanche_hnet.plugins.prior_ewc_checks import (
+    refuse_criterion,
+    refuse_loop,
     refuse_other_model,
     refuse_strategy,
     warn_of_prior,
@@ -143,8 +147,8 @@ class PriorEWCPlugin(SupervisedPlugin):
 
     Raises:
         TypeError, ValueError: if an argument is out of its range. At the start of an experience:
-            if the criterion's likelihood is unknown, the experience is empty, its first batch
-            does not fit the likelihood, or the posterior is that of another model. While
+            if it is empty, strategy, model or criterion do not go with a posterior, its first
+            batch does not fit the likelihood, or the posterior is that of another model. While
             training: if the loss is not finite.
     """
 
@@ -198,11 +202,13 @@ class PriorEWCPlugin(SupervisedPlugin):
         refuse_strategy(self, strategy)
         if self._model_id not in (None, id(strategy.model)) and not self.train_from_scratch:
             refuse_other_model(self.posterior, strategy.model)
+        self._checks.before_adaptation(strategy, self.posterior)
+        refuse_criterion(strategy._criterion)
         likelihood = resolve_likelihood(self.likelihood, strategy._criterion)
         self._experience = _CurrentExperience(likelihood)
         with undisturbed(strategy.model):
-            refuse_batch_statistics(strategy.model)
-        self._checks.before_adaptation(strategy, self.posterior)
+            refuse_batch_statistics(dict(strategy.model.named_modules()))
+            refuse_complex_parameters(strategy.model)
 
     def before_training_exp(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
         """Take in the model as it is now, with the heads of this experience."""
@@ -220,6 +226,7 @@ class PriorEWCPlugin(SupervisedPlugin):
     def after_forward(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
         """Refuse a first batch that does not fit the likelihood."""
         if strategy.clock.train_exp_iterations == 0:
+            refuse_other_forward(strategy)
             check_first_batch(
                 self._required_experience().likelihood,
                 strategy._criterion,
@@ -269,32 +276,40 @@ class PriorEWCPlugin(SupervisedPlugin):
         if penalty is not experience.penalty:
             self._experience = replace(experience, penalty=penalty)
 
+    def before_update(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
+        """Refuse a loop whose loss the penalties have not been added to."""
+        if self._required_experience().penalty is None:
+            refuse_loop(strategy)
+
     def after_update(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
         """Take the implicit steps of the penalties."""
         penalty = self._required_experience().penalty
-        assert penalty is not None
+        assert penalty is not None  # made before the backward pass
         penalty.after_step(strategy.optimizer)
 
     def after_training_iteration(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
         """Publish the terms of the loss, every ``log_every`` iterations."""
         experience = self._required_experience()
+        if strategy.clock.train_exp_iterations == 0 and not experience.losses:
+            refuse_loop(strategy)  # it does not even call before_update
         if experience.losses:
             publish_losses(strategy, self, experience.losses)
             self._experience = replace(experience, losses={})
 
     def after_training_exp(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
-        """Compute the Fisher and update the posterior."""
+        """Compute the Fisher and update the posterior, unless nothing has been trained."""
         experience = self._required_experience()
+        if strategy.clock.train_exp_iterations == 0:
+            return
         parameters = dict(strategy.model.named_parameters())
         self.posterior.align(parameters)
         active = active_elements(strategy.model, strategy.experience)
         dataset = strategy.experience.dataset.eval()
-
         start = time.perf_counter()
-        rows = self._fisher_rows(len(dataset))
+        rows = _fisher_rows(self.n_fisher, len(dataset), self.generator)
         fisher = self.posterior.fisher(
             strategy.model,
-            self._batches(strategy, dataset, rows, kwargs.get("num_workers", 0)),
+            _batches(strategy, dataset, rows, kwargs.get("num_workers", 0)),
             likelihood=experience.likelihood,
             kind=self.fisher,
             generator=self.generator,
@@ -327,24 +342,27 @@ class PriorEWCPlugin(SupervisedPlugin):
             self._has_warned_of_steps = warn_of_others(strategy.optimizer, parameters, implicit)
         return ExperiencePenalty.of(self.posterior, parameters, active, n_samples, implicit)
 
-    def _fisher_rows(self, n_samples: int) -> Tensor | None:
-        """Numbers of the samples to take; None for all."""
-        if self.n_fisher is None or self.n_fisher >= n_samples:
-            return None
-        with torch.random.fork_rng(devices=[]):  # leave the training's random numbers alone
-            device = "cpu" if self.generator is None else self.generator.device
-            order = torch.randperm(n_samples, generator=self.generator, device=device)
-        return order[: self.n_fisher]
 
-    def _batches(
-        self, strategy: SupervisedTemplate, dataset: Any, rows: Tensor | None, num_workers: int
-    ) -> Iterator[tuple[Any, ...]]:
-        size = max(strategy.train_mb_size, strategy.eval_mb_size)
-        store, device = store_of(strategy), strategy.device
-        batches = batches_in_order(dataset, store, device, size, rows=rows, num_workers=num_workers)
-        multi_task = is_multi_task_module(strategy.model)
-        for batch in batches:
-            yield taken_apart(strategy, batch, with_task_labels=multi_task)
+def _fisher_rows(
+    n_fisher: int | None, n_samples: int, generator: torch.Generator | None
+) -> Tensor | None:
+    """Numbers of the samples to take; None for all."""
+    if n_fisher is None or n_fisher >= n_samples:
+        return None
+    with torch.random.fork_rng(devices=[]):  # leave the training's random numbers alone
+        device = "cpu" if generator is None else generator.device
+        return torch.randperm(n_samples, generator=generator, device=device)[:n_fisher]
+
+
+def _batches(
+    strategy: SupervisedTemplate, dataset: Any, rows: Tensor | None, num_workers: int
+) -> Iterator[tuple[Any, ...]]:
+    size = max(strategy.train_mb_size, strategy.eval_mb_size)
+    store, device = store_of(strategy), strategy.device
+    batches = batches_in_order(dataset, store, device, size, rows=rows, num_workers=num_workers)
+    multi_task = is_multi_task_module(strategy.model)
+    for batch in batches:
+        yield taken_apart(strategy, batch, with_task_labels=multi_task)
 
 
 def _select(tensors: Mapping[str, Tensor], active: Mapping[str, Tensor]) -> Tensor:

@@ -3,10 +3,25 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any, NoReturn
 
-from avalanche.training import Cumulative, JointTraining
-from avalanche.training.plugins import SupervisedPlugin
-from avalanche.training.templates import SupervisedTemplate
+from avalanche.training import (
+    AETraining,
+    Cumulative,
+    JointTraining,
+    LearningToPrompt,
+    VAETraining,
+)
+from avalanche.training.losses import ICaRLLossPlugin, SCRLoss
+from avalanche.training.plugins import (
+    BiCPlugin,
+    CWRStarPlugin,
+    GDumbPlugin,
+    PPPloss,
+    SupervisedPlugin,
+)
+from avalanche.training.supervised.naive_object_detection import ObjectDetectionTemplate
+from avalanche.training.templates import SupervisedMetaLearningTemplate, SupervisedTemplate
 from torch import nn
 
 from avalanche_hnet.core.posterior.gaussian_checks import check_loaded, check_shapes
@@ -14,7 +29,7 @@ from avalanche_hnet.core.posterior.protocol import Posterior
 
 
 def refuse_strategy(plugin: SupervisedPlugin, strategy: SupervisedTemplate) -> None:
-    """Refuse strategies and plugins that would count data twice, or have none.
+    """Refuse strategies and plugins that a posterior over the trained weights would be wrong for.
 
     Raises:
         ValueError: saying which.
@@ -30,12 +45,101 @@ def refuse_strategy(plugin: SupervisedPlugin, strategy: SupervisedTemplate) -> N
             f"PriorEWCPlugin has nothing to protect in {name}, which trains on all data so far; "
             f"use {name} without it"
         )
+    if objection := _objection_to_strategy(strategy):
+        raise ValueError(f"PriorEWCPlugin does not go with {type(strategy).__name__}: {objection}")
+    for other in strategy.plugins:
+        if objection := _objection_to_plugin(other, strategy.plugins.index(plugin), strategy):
+            raise ValueError(f"PriorEWCPlugin does not go with {type(other).__name__}: {objection}")
     others = [p for p in strategy.plugins if isinstance(p, type(plugin)) and p is not plugin]
     if others:
         raise ValueError(
             f"the strategy has {len(others) + 1} PriorEWCPlugins, which would penalise the same "
             "weights each; give it one"
         )
+
+
+def _objection_to_strategy(strategy: SupervisedTemplate) -> str | None:
+    """Why the loss of a strategy is not the one that penalties are added to, if so."""
+    if strategy.optimizer is None:
+        return (
+            "it has no optimizer, so no weight is trained by gradients and there is nothing to "
+            "protect; leave the plugin out"
+        )
+    if isinstance(strategy, SupervisedMetaLearningTemplate):
+        return (
+            "its inner and outer updates differentiate losses of their own, which plugins cannot "
+            "add a penalty to; leave the plugin out"
+        )
+    if isinstance(strategy, (AETraining, VAETraining)):
+        return (
+            "it reconstructs its inputs and does not learn the targets, so there is no likelihood "
+            "of the targets to protect; leave the plugin out"
+        )
+    if isinstance(strategy, ObjectDetectionTemplate):
+        return (
+            "its model returns losses of whole images, of which no likelihood is known; leave the "
+            "plugin out"
+        )
+    if isinstance(strategy, LearningToPrompt):
+        return (
+            "the features of a second network choose its prompts, without which the model alone, "
+            "which the Fisher is computed of, is another function; leave the plugin out"
+        )
+    return None
+
+
+def _objection_to_plugin(other: Any, place: int, strategy: SupervisedTemplate) -> str | None:
+    """Why another plugin of the strategy changes what the posterior would be about, if so."""
+    if isinstance(other, GDumbPlugin):
+        return (
+            "it begins each experience with a new model and trains it on a buffer of all classes, "
+            "so there is nothing to protect; leave PriorEWCPlugin out"
+        )
+    if isinstance(other, CWRStarPlugin):
+        return (
+            "it sets the rows of its layer to weights of its own before and after each experience, "
+            "so the penalty would pull them away from these; leave one of the two out"
+        )
+    scales_loss = isinstance(other, BiCPlugin) and other.lamb == -1
+    if scales_loss and strategy.plugins.index(other) > place:
+        return (
+            "it multiplies the loss so far, the penalties included; put it before PriorEWCPlugin, "
+            "as in Naive(..., plugins=[BiCPlugin(...), PriorEWCPlugin()]), or set its lamb"
+        )
+    return None
+
+
+def refuse_criterion(criterion: object) -> None:
+    """Refuse losses of Avalanche's that are no mean negative logarithm of any likelihood.
+
+    Raises:
+        ValueError: naming the criterion.
+    """
+    if isinstance(criterion, ICaRLLossPlugin):
+        raise ValueError(
+            "criterion ICaRLLossPlugin takes an earlier model's outputs for the targets of earlier "
+            "classes, so it stands for no likelihood of the labels, which the Fisher needs; use "
+            "CrossEntropyLoss, with LwFPlugin to distil, or leave PriorEWCPlugin out"
+        )
+    if isinstance(criterion, (PPPloss, SCRLoss)):
+        raise ValueError(
+            f"criterion {type(criterion).__name__} compares the samples of a batch with each "
+            "other, so it stands for no likelihood of a sample, which the Fisher needs; leave "
+            "PriorEWCPlugin out"
+        )
+
+
+def refuse_loop(strategy: SupervisedTemplate) -> NoReturn:
+    """Stop a training loop that penalties do not reach.
+
+    Raises:
+        ValueError: always.
+    """
+    raise ValueError(
+        f"the training loop of {type(strategy).__name__} does not call before_backward, where "
+        "PriorEWCPlugin adds its penalties to the loss; call self._before_backward() before "
+        "self.backward(), or leave the plugin out"
+    )
 
 
 def refuse_other_model(posterior: Posterior, model: nn.Module) -> None:

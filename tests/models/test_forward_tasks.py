@@ -80,12 +80,14 @@ def test_more_tasks_than_run_at_once(budget, monkeypatch):
     assert_is(TaskInference(model), x, expected)
 
 
-def test_all_tasks_run_at_once_where_vmap_can():
-    model, benchmark, _ = hypernet("batch norm")
-    calls = []
+@pytest.mark.parametrize("target", ["batch norm", "two names"])
+def test_all_tasks_run_at_once_where_vmap_can(target):
+    model, benchmark, _ = hypernet(target)
+    calls, before = [], copy.deepcopy(model.state_dict())
     model._run = lambda *_: calls.append(1)
     TaskInference(model.eval())(inputs(benchmark))
     assert not calls
+    torch.testing.assert_close(model.state_dict(), before)
 
 
 def test_forward_tasks_refuses_unknown_and_no_tasks():

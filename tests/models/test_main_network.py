@@ -1,5 +1,7 @@
 import pytest
 import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from tests.support.hypernets import adapted, hyper_model, values
 from tests.support.streams import task_stream
@@ -42,3 +44,25 @@ def test_main_network_of_an_unknown_label_is_refused():
     model = adapted(hyper_model(), task_stream(1).train_stream)
     with pytest.raises(ValueError, match="task label 9 is unknown"):
         model.main_network(9)
+
+
+class Checkpointed(nn.Module):
+    """A target that computes a part again in the backward pass."""
+
+    def __init__(self, reentrant):
+        super().__init__()
+        self.first, self.block = nn.Linear(6, 5), nn.Sequential(nn.Linear(5, 5), nn.Tanh())
+        self.last, self.reentrant = nn.Linear(5, 2), reentrant
+
+    def forward(self, x):
+        return self.last(checkpoint(self.block, self.first(x), use_reentrant=self.reentrant))
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+@pytest.mark.parametrize("generate", ["*", "*bias"])
+def test_a_part_that_runs_again_without_its_weights_is_refused(generate, reentrant):
+    model = hyper_model(Checkpointed(reentrant), hypernet={"generate": generate})
+    adapted(model, task_stream(1).train_stream)
+    outputs = model(torch.randn(3, 6), 0)
+    with pytest.raises(RuntimeError, match="leave checkpoints out of the target"):
+        outputs.sum().backward()

@@ -82,7 +82,8 @@ def test_regression(regularizer, noise):
 def test_ewc_is_on_the_scale_of_the_criterion():
     """The same as PriorEWCPlugin on the hypernetwork's weights."""
     benchmark, weights = regression_tasks(), []
-    for regularizer, plugins in ((EWC(1.0), []), (None, [PriorEWCPlugin(1.0)])):
+    plugin = PriorEWCPlugin(1.0, penalty_step="gradient")
+    for regularizer, plugins in ((EWC(1.0), []), (None, [plugin])):
         torch.manual_seed(0)
         model = hyper_model(mlp(n_in=1, n_out=1))
         strategy = learner(model, regularizer, *plugins, criterion=nn.MSELoss(), lr=0.001)

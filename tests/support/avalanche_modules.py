@@ -14,6 +14,7 @@ from avalanche.models import (
     IncrementalClassifier,
     LeNet5,
     MlpVAE,
+    MTSimpleCNN,
     MTSimpleMLP,
     MTSimpleSequenceClassifier,
     MTSlimResNet18,
@@ -106,6 +107,7 @@ RIGHT = {
     "MultiHeadClassifier(initial_out_features=5)": right(head(initial_out_features=5), True),
     "MultiHeadClassifier with unique classes": right(head(), True, offset=True),
     "as_multitask": right(lambda: as_multitask(SimpleMLP(2, 6, 8), "classifier"), True),
+    "MTSimpleCNN": right(MTSimpleCNN, True, (3, 32, 32)),
     "MTSimpleMLP": right(lambda: MTSimpleMLP(6, 8), True),
     "MTSimpleSequenceClassifier": right(lambda: MTSimpleSequenceClassifier(4, 5), True, (3, 4)),
     "MTSlimResNet18": right(

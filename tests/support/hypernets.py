@@ -1,5 +1,7 @@
 """Small hypernetworks and the strategy that trains them."""
 
+import copy
+
 import torch
 from torch import nn
 from torch.func import functional_call
@@ -38,7 +40,7 @@ def adapted(model, stream, training=True):
 def run_target(target, model, label, x):
     """The target itself, with the weights that the hypernetwork generates for one task."""
     flat = model.hypernetwork(model.task_number(label))[0]
-    return functional_call(target, model.hypernetwork.layout.views(flat), (x,))
+    return functional_call(copy.deepcopy(target), model.hypernetwork.layout.views(flat), (x,))
 
 
 def values(model):

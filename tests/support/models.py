@@ -37,6 +37,19 @@ class TiedWeights(nn.Module):
         return self.decoder(self.encoder(x).tanh().mean(1))
 
 
+class TwoNames(nn.Module):
+    """Layers, with weights and with statistics, each of which has two names and is used twice."""
+
+    def __init__(self, n_out=2):
+        super().__init__()
+        self.first, self.norm, self.last = nn.Linear(6, 6), nn.BatchNorm1d(6), nn.Linear(6, n_out)
+        self.second, self.same_norm = self.first, self.norm
+
+    def forward(self, x):
+        x = self.norm(self.first(x)).tanh()
+        return self.last(self.same_norm(self.second(x)).tanh())
+
+
 class WeightUsedOutsideItsLayer(nn.Module):
     """An autoencoder whose decoder is the encoder's weight, without calling the layer."""
 

@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from tests.support.hypernets import hyper_model
-from tests.support.models import OwnParameter, Recurrent, TiedWeights, lenet
+from tests.support.models import OwnParameter, Recurrent, TiedWeights, TwoNames, lenet
 
 
 def with_batch_norm(n_out=2):
@@ -36,6 +36,7 @@ TARGETS = {
     "transformer": (Transformer, (4, 5)),
     "own parameter": (OwnParameter, (6,)),
     "tied weights": (TiedWeights, None),
+    "two names": (TwoNames, (6,)),
     "lstm": (Recurrent, (4, 5)),
     "weight_norm": (with_weight_norm, (6,)),
     "batch norm": (with_batch_norm, (6,)),

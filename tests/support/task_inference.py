@@ -15,7 +15,7 @@ from avalanche_hnet import BlockMultiHeadClassifier, FixedTarget, Gaussian, Prio
 from avalanche_hnet.benchmarks import Regression1D
 from avalanche_hnet.metrics import task_inference_metrics
 from tests.support.hypernets import hyper_model, learner
-from tests.support.models import MultiHead, mlp
+from tests.support.models import MultiHead, TwoNames, mlp
 from tests.support.strategies import naive
 from tests.support.streams import tensors
 
@@ -101,7 +101,12 @@ class OverSteps(nn.Module):
         return self.last(self.lstm(x[:, :, None])[0][:, -1])
 
 
-TARGETS = {"mlp": partial(mlp, n_out=2), "batch norm": Normalised, "lstm": OverSteps}
+TARGETS = {
+    "mlp": partial(mlp, n_out=2),
+    "batch norm": Normalised,
+    "lstm": OverSteps,
+    "two names": TwoNames,
+}
 
 
 def hypernet(target="mlp", *, offset=False, labels=(3, 1, 4), train=True, **options):

@@ -42,8 +42,7 @@ def random_numbers_kept() -> Iterator[list[str]]:
             used.append("torch")
         if of_python != random.getstate():
             used.append("random")
-        now: Any = np.random.get_state()
-        if any(not np.array_equal(a, b) for a, b in zip(of_numpy, now, strict=True)):
+        if not _is_numpys(of_numpy):
             used.append("numpy")
         if "torch" in used:
             torch.set_rng_state(of_torch)
@@ -53,27 +52,36 @@ def random_numbers_kept() -> Iterator[list[str]]:
             np.random.set_state(of_numpy)
 
 
+def _is_numpys(state: Any) -> bool:
+    now: Any = np.random.get_state()
+    if not isinstance(now, tuple):  # of another bit generator than NumPy's own
+        return repr(state) == repr(now)
+    return state[2:] == now[2:] and state[1].tobytes() == now[1].tobytes()
+
+
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
     """Evaluation mode inside; every module's mode and all global RNG state restored after."""
-    modes = [(module, module.training) for module in model.modules()]
+    modules = [*model.modules()]
+    modes = [module.training for module in modules]
     # Fused attention skips the submodules; cuDNN refuses to differentiate RNNs in evaluation mode.
     fused_attention = torch.backends.mha.get_fastpath_enabled()
-    has_rnn = any(isinstance(module, nn.RNNBase) for module in model.modules())
+    has_rnn = any(isinstance(module, nn.RNNBase) for module in modules)
     try:
         with (
             # Of all devices; to look for some is slow.
             torch.random.fork_rng() if torch.cuda.is_initialized() else nullcontext(),
             random_numbers_kept(),
-            torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled and not has_rnn),
+            torch.backends.cudnn.flags(enabled=False) if has_rnn else nullcontext(),
         ):
             torch.backends.mha.set_fastpath_enabled(False)
             model.eval()  # which a model may have its own idea of
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fused_attention)
-        for module, training in modes:
-            module.training = training
+        for module, training in zip(modules, modes, strict=True):
+            if module.training != training:
+                module.training = training
 
 
 def usable(values: Values) -> Values:

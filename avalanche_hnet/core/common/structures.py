@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 
-def map_tensors(function: Callable[[Tensor], Tensor], structure: Any) -> Any:
+def map_tensors(function: Callable[[Tensor], Any], structure: Any) -> Any:
     """The structure with ``function`` of each tensor in its place; all else is kept as it is.
 
     Kinds are kept, too: named tuples, subclasses of ``dict`` and ``UserDict`` (what tokenizers

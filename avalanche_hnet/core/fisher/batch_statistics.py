@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from torch import nn
 
 
-def refuse_batch_statistics(model: nn.Module) -> None:
-    """Check that no layer of a model in evaluation mode normalises over the batch.
+def refuse_batch_statistics(layers: Mapping[str, nn.Module]) -> None:
+    """Check that none of a model's layers in evaluation mode, by name, normalises over the batch.
 
     Raises:
         ValueError: naming the layer.
     """
-    for name, module in model.named_modules():
+    for name, module in layers.items():
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and (
             module.training or module.running_mean is None
         ):

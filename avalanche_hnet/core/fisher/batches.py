@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from avalanche_hnet.core.common.evaluation import usable
-from avalanche_hnet.core.common.samples import Samples, as_samples
-from avalanche_hnet.core.common.structures import described
+from avalanche_hnet.core.common.samples import Samples, as_samples, structure_of
+from avalanche_hnet.core.common.structures import described, map_tensors
 from avalanche_hnet.core.common.task_labels import takes_task_labels
 
 # In batches that are mappings: as Hugging Face and as Avalanche name them.
@@ -32,20 +32,20 @@ def random_subset(
 ) -> Iterator[Sequence[Any]]:
     """One pass over ``batches`` that keeps the ``size`` samples with the smallest random keys."""
     # Samples that were padded in another way have other shapes, and stay apart.
-    kept: dict[tuple[Any, ...], tuple[Tensor, list[Any]]] = {}
+    kept: dict[str, tuple[Tensor, list[Any]]] = {}
     step = 1
     for batch in map(_columns, batches):
         step = max(step, len(batch[0]))
         device = torch.device("cpu") if generator is None else generator.device
         drawn = torch.rand(len(batch[0]), generator=generator, device=device, dtype=torch.float64)
-        shape = tuple(values.shape[1:] for values in batch)
-        keys, values = kept.get(shape, (drawn[:0].cpu(), [v[:0] for v in batch]))
+        form = _form(batch)
+        keys, values = kept.get(form, (drawn[:0].cpu(), [v[:0] for v in batch]))
         keys = torch.cat([keys, drawn.cpu()])
-        kept[shape] = keys, [torch.cat(pair) for pair in zip(values, batch, strict=True)]
+        kept[form] = keys, [torch.cat(pair) for pair in zip(values, batch, strict=True)]
         every_key = torch.cat([keys for keys, _ in kept.values()])
         if len(every_key) > size:
             last = every_key.topk(size, largest=False).values.max()
-            kept = {s: _chosen(keys <= last, keys, values) for s, (keys, values) in kept.items()}
+            kept = {f: _chosen(keys <= last, keys, values) for f, (keys, values) in kept.items()}
     for _, tensors in kept.values():
         yield from zip(*(values.split(step) for values in tensors), strict=True)
 
@@ -76,6 +76,15 @@ def _columns(batch: Any) -> list[Any]:
             f"under {_TARGETS!r}, got {described(batch)}"
         )
     return [as_samples(batch[0]), batch[1], *batch[2:][-1:]]
+
+
+def _form(batch: Sequence[Any]) -> str:
+    """Equal for batches whose samples can be put together: in the same structure and shapes."""
+    return repr([map_tensors(_kind, structure_of(values)) for values in batch])
+
+
+def _kind(tensor: Tensor) -> tuple[Any, ...]:
+    return tensor.dtype, *tensor.shape[1:]
 
 
 def _chosen(mask: Tensor, keys: Tensor, tensors: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:

@@ -45,10 +45,10 @@ class ByLoop(PerSample):
     def gradients(self, factor: Tensor) -> Iterator[tuple[slice, ByName]]:
         """See :class:`PerSample`; parameters without gradients are left out."""
         for row, _, gradients in self.outputs_and_gradients(factor):
-            yield row, gradients
+            yield row, {name: gradient[None] for name, gradient in gradients.items()}
 
     def outputs_and_gradients(self, factor: Tensor) -> Iterator[tuple[slice, Tensor, ByName]]:
-        """The same, with the output (1, …) of each sample."""
+        """The same of each sample alone, (…), with its output (1, …)."""
         chosen = [self.task.parameters[name] for name in self.names]
         if not chosen:
             return
@@ -64,7 +64,7 @@ class ByLoop(PerSample):
                 row,
                 out.detach(),
                 {
-                    name: (gradient.to_dense() if gradient.is_sparse else gradient)[None]
+                    name: gradient.to_dense() if gradient.is_sparse else gradient
                     for name, gradient in zip(self.names, gradients, strict=True)
                     if gradient is not None
                 },

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +11,6 @@ from torch import Tensor
 from avalanche_hnet.core.fisher.layer_rows import LayerRows
 from avalanche_hnet.core.fisher.layer_rules import FisherRule
 from avalanche_hnet.core.fisher.methods import ByName, at_least_single
-from avalanche_hnet.core.fisher.one_task import full_name, names_in
 from avalanche_hnet.core.fisher.recording import Call, Recording
 
 
@@ -38,7 +37,7 @@ class ByRule:
         recording: the calls of the layers that they are made of.
     """
 
-    names: Collection[str]
+    names: Set[str]
     rules: Mapping[str, FisherRule]
     outputs: Tensor
     recording: Recording
@@ -54,7 +53,7 @@ class ByRule:
             rows = self.rules[call.prefix]
             if isinstance(rows, LayerRows):
                 of_call = rows.gradients(call.layer, inputs, gradient)
-                total |= {full_name(call.prefix, name): sums for name, sums in of_call.items()}
+                total |= {call.names[name]: sums for name, sums in of_call.items()}
         return {name: total[name] for name in total if name in self.names}
 
     def add_weighted(self, total: Tensor, weights: Mapping[str, Tensor], factor: Tensor) -> None:
@@ -82,9 +81,9 @@ class ByRule:
             if scale is not None:
                 gradient = gradient * scale.view(-1, *[1] * (gradient.dim() - 1))
             rule = self.rules[call.prefix]
-            for name, square in rule(call.layer, inputs, gradient).items():
-                name = full_name(call.prefix, name)
-                if name in self.names:
+            for own_name, square in rule(call.layer, inputs, gradient).items():
+                name = call.names.get(own_name)
+                if name is not None and name in self.names:
                     total[name] = total[name] + square if name in total else square
         return total
 
@@ -93,7 +92,7 @@ class ByRule:
         wanted = {
             call.prefix
             for call in self.recording.calls
-            if not names_in(call.prefix, call.layer).isdisjoint(self.names)
+            if not self.names.isdisjoint(call.names.values())
         }
         for call, gradient in self.recording.output_gradients(self.outputs, factor, wanted):
             gradient, inputs = at_least_single(gradient), call.inputs

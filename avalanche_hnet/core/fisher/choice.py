@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 
 import torch
@@ -15,10 +15,15 @@ from avalanche_hnet.core.fisher.by_vmap import ByVmap
 from avalanche_hnet.core.fisher.layer_rules import FisherRule
 from avalanche_hnet.core.fisher.methods import Method
 from avalanche_hnet.core.fisher.one_task import OneTask
-from avalanche_hnet.core.fisher.precision import converted, in_precision
+from avalanche_hnet.core.fisher.precision import coarsest, converted, in_precision
 from avalanche_hnet.core.fisher.recording import Recording
 from avalanche_hnet.core.fisher.soundness import unsound
-from avalanche_hnet.core.fisher.trial import N_TRIAL, Trial, make_trial
+from avalanche_hnet.core.fisher.trial import (
+    N_TRIAL,
+    Trial,
+    make_trial,
+    refuse_mixed_samples,
+)
 
 
 @dataclass(frozen=True)
@@ -44,13 +49,16 @@ class Choice:
         x: Tensor | Samples,
         outputs: Tensor,
         recording: Recording,
-    ) -> tuple[Method, ...]:
+    ) -> list[Method]:
         """The methods for a batch ``x`` with its recorded outputs."""
-        return (
-            ByRule(self.by_rule, rules, outputs, recording),
-            ByVmap(self.by_vmap, task, x),
-            ByLoop(self.by_loop, task, x),
-        )
+        methods: list[Method] = []
+        if self.by_rule:
+            methods.append(ByRule(self.by_rule, rules, outputs, recording))
+        if self.by_vmap:
+            methods.append(ByVmap(self.by_vmap, task, x))
+        if self.by_loop:
+            methods.append(ByLoop(self.by_loop, task, x))
+        return methods
 
 
 @dataclass(frozen=True)
@@ -85,23 +93,20 @@ def start(task: OneTask, rules: Mapping[str, FisherRule], x: Tensor | Samples) -
     try:
         return _start(task, rules, x, dtype)
     except Exception:  # of every kind where a dimension is missing
-        if task.in_pairs:
-            raise
-        paired = replace(task, in_pairs=True)
         if _keeps_dimension(task, x):
             raise
-        return _start(paired, rules, x, dtype)
+        return _start(replace(task, in_pairs=True), rules, x, dtype)
 
 
 def disagreeing(
     task: OneTask,
     rules: Mapping[str, FisherRule],
-    names: Collection[str],
+    names: Set[str],
     x: Tensor | Samples,
     dtype: torch.dtype,
 ) -> tuple[set[str], set[str]]:
     """Names whose rules are wrong for the inputs ``x``, and those that have gradients there."""
-    with in_precision(task.model, dtype):
+    with in_precision(task.layers.values(), dtype):
         trial = make_trial(task, rules, converted(x, dtype))
         return _wrong_rules(task, rules, names, trial), trial.active(names)
 
@@ -109,11 +114,19 @@ def disagreeing(
 def choose_again(
     choice: Choice, names: Iterable[str], task: OneTask, x: Tensor | Samples, dtype: torch.dtype
 ) -> Choice:
-    """The choice when rules turn out to be wrong for parameters of these names."""
+    """The choice when rules turn out to be wrong for parameters of these names in a batch ``x``.
+
+    Raises:
+        ValueError: if the output for a sample depends on the other samples of its batch.
+    """
     others = {*choice.by_vmap, *choice.by_loop, *names}
-    x = x[:N_TRIAL]
-    with in_precision(task.model, dtype):
-        trial = make_trial(task, {}, converted(x, dtype))
+    with in_precision(task.layers.values(), dtype):
+        x = converted(x, dtype)
+        trial = make_trial(task, {}, x[:N_TRIAL])
+        # A model may mix the samples of large batches only, of which a trial knows nothing.
+        with torch.no_grad():
+            together = task.outputs(x)[:N_TRIAL]
+        refuse_mixed_samples(trial.singles[: len(together)], together, trial.dtype)
         return _without_rules([n for n in task.parameters if n in others], task, trial)
 
 
@@ -125,9 +138,9 @@ def one_by_one(choice: Choice) -> Choice:
 def _start(
     task: OneTask, rules: Mapping[str, FisherRule], x: Tensor | Samples, dtype: torch.dtype
 ) -> Start:
-    with in_precision(task.model, dtype):
+    with in_precision(task.layers.values(), dtype):
         trial = make_trial(task, rules, converted(x, dtype))
-        covered = task.of_layers(rules)
+        covered = trial.covered
         aligned: set[Hashable] = set()
         doubtful = unsound(task, trial.outputs, trial.recording, covered, aligned, is_tried=True)
         sound = covered - doubtful
@@ -142,7 +155,7 @@ def _start(
 
 
 def _wrong_rules(
-    task: OneTask, rules: Mapping[str, FisherRule], names: Collection[str], trial: Trial
+    task: OneTask, rules: Mapping[str, FisherRule], names: Set[str], trial: Trial
 ) -> set[str]:
     wrong = _wrong(task, rules, names, trial, by_layer=task_is_double(trial))
     if not wrong or task_is_double(trial):
@@ -150,7 +163,7 @@ def _wrong_rules(
     # A second look with more digits, for gradients that are nothing but rounding.
     double = torch.float64
     try:
-        with in_precision(task.model, double):
+        with in_precision(task.layers.values(), double):
             finer = make_trial(task, rules, converted(trial.x, double))
             return _wrong(task, rules, wrong, finer, by_layer=True)
     except Exception:  # a model that insists on its type
@@ -165,7 +178,7 @@ def task_is_double(trial: Trial) -> bool:
 def _wrong(
     task: OneTask,
     rules: Mapping[str, FisherRule],
-    names: Collection[str],
+    names: Set[str],
     trial: Trial,
     *,
     by_layer: bool,
@@ -191,16 +204,20 @@ def layer_of(name: str) -> str:
 
 def _trial_dtype(task: OneTask, x: Tensor | Samples) -> torch.dtype:
     """Float32 at least, if the model can be run in it."""
-    dtypes = {p.dtype for p in task.model.parameters() if p.is_floating_point()}
-    coarsest = max(dtypes, key=lambda d: torch.finfo(d).eps)
-    single = torch.promote_types(coarsest, torch.float32)
-    if single == coarsest:
+    own = coarsest(
+        parameter.dtype
+        for module in task.layers.values()
+        for parameter in module._parameters.values()
+        if parameter is not None
+    )
+    single = torch.promote_types(own, torch.float32)
+    if single == own:
         return single
     try:
-        with torch.no_grad(), in_precision(task.model, single):
-            task.outputs(joined([x, x])[:N_TRIAL].to(converted(x, single).dtype))
+        with torch.no_grad(), in_precision(task.layers.values(), single):
+            task.outputs(converted(joined([x, x])[:N_TRIAL], single))
     except Exception:  # a model that insists on its type
-        return coarsest
+        return own
     return single
 
 

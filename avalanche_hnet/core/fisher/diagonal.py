@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from avalanche_hnet.core.common.evaluation import undisturbed
 from avalanche_hnet.core.common.likelihoods import Likelihood
 from avalanche_hnet.core.fisher.batches import random_subset
+from avalanche_hnet.core.fisher.means import fisher_means, wanted_parameters
 from avalanche_hnet.core.fisher.options import FisherKind, FisherOptions
-from avalanche_hnet.core.fisher.sums import fisher_sums, wanted_parameters
 
 
 def diagonal_fisher(
@@ -74,5 +74,4 @@ def diagonal_fisher(
     with undisturbed(model), torch.inference_mode(False), torch.enable_grad():
         if max_samples is not None:
             batches = random_subset(batches, max_samples, generator)
-        sums = fisher_sums(model, parameters, batches, options)
-        return {name: total / sums.n_samples for name, total in sums.squares.items()}
+        return fisher_means(model, parameters, batches, options).squares

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 # Of the symmetric products, blocks of so many rows leave out what lies left of the diagonal.
-_BLOCK = 256
+_BLOCK = 128
 
 
 class GramSums:
@@ -20,6 +20,11 @@ class GramSums:
     def __init__(self, like: Tensor, n_groups: int, size: int) -> None:
         self._like, self._shape = like, (n_groups, size, size)
         self._upper: Tensor | None = None  # no memory for what is not used
+
+    @property
+    def is_used(self) -> bool:
+        """Whether anything has been added."""
+        return self._upper is not None
 
     def add(self, rows: Tensor, weight: float = 1.0) -> None:
         """Add ``weight`` times the products of rows (K, …, X)."""

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node
 
-# Operations that take their elements or rows along, wherever the numbers lead: which element of
-# the result comes from which sample follows from the shapes and the saved dimensions alone.
+# Operations that keep samples together and in order, one after the other in memory, whatever the
+# numbers are, if the shapes before and after are as :func:`_keeps_order` wants them.
 _ELEMENTWISE = (
     "Add", "Sub", "Mul", "Div", "Neg", "Pow", "Exp", "Expm1", "Log", "Log1P", "Sqrt", "Rsqrt",
     "Abs", "Clamp", "ClampMin", "ClampMax", "Where", "MaskedFill", "Maximum", "Minimum",
@@ -57,8 +57,13 @@ _OF_DIMENSIONS = {
     "SplitWithSizes": "_saved_dim",
     "Unbind": "_saved_dim",
 }
-# Along dimension 0, which samples these pick may depend on anything.
-_PICKS = {"Select", "Slice", "Split", "SplitWithSizes", "Unbind", "Cat", "Stack"}
+# These take an operand to several places, and products with constants choose among them.
+_BROADCASTING = {*_ELEMENTWISE, "Expand", "Repeat"}
+# Of a parameter, these leave a tensor that depends on no sample.
+_OF_WEIGHTS = {
+    "T", "Transpose", "Permute", "View", "UnsafeView", "ReshapeAlias", "Expand", "Squeeze",
+    "Unsqueeze", "Slice", "Select", "ToCopy", "Clone", "Alias",
+}  # fmt: skip
 _ACCUMULATE = "torch::autograd::AccumulateGrad"
 _KNOWN = {*_ELEMENTWISE, *_OF_SHAPES, *_OF_DIMENSIONS}
 
@@ -91,10 +96,8 @@ def graph_of(
     """The graph of ``outputs``; a parameter's use goes no further than a node of ``ends``."""
     if outputs.grad_fn is None:
         return Graph((), True, False, frozenset(), frozenset(), frozenset())
-    uses: dict[Node, int] = {}
+    uses: dict[Node, int] = {outputs.grad_fn: 0}
     user: dict[Node, Node] = {}
-    # The nodes in order, as they are found; a dict remembers which are known.
-    seen: dict[Node, None] = {outputs.grad_fn: None}
     waiting = [outputs.grad_fn]
     description: list[Hashable] = []
     leaves: dict[int, Node] = {}
@@ -102,23 +105,23 @@ def graph_of(
     while waiting:
         node = waiting.pop()
         name = node.name()
-        children = node.next_functions
         if name == _ACCUMULATE:
             variable: Any = getattr(node, "variable", None)
             leaves[id(variable)] = node
-        else:
-            key, dimensions = _described(node, name)
-            description.append((name, dimensions))
-            is_fixed = is_fixed and _has_a_fixed_way(key, dimensions, children)
-            is_opaque = is_opaque or key.startswith("CheckpointFunction")
-        for child, _ in children:
-            if child is None:
-                continue
-            uses[child] = uses.get(child, 0) + 1
-            user[child] = node
-            if child not in seen:
-                seen[child] = None
+            continue
+        key, dimensions = _described(node, name)
+        description.append((name, dimensions))
+        is_fixed = is_fixed and _keeps_order(node, key, dimensions, len(outputs))
+        is_opaque = is_opaque or key.startswith("CheckpointFunction")
+        for child, _ in node.next_functions:
+            if child in uses:
+                uses[child] += 1
+            elif child is not None:
+                uses[child] = 1
                 waiting.append(child)
+            else:
+                continue
+            user[child] = node
     once: set[str] = set()
     several: set[str] = set()
     for name, parameter in parameters.items():
@@ -129,7 +132,7 @@ def graph_of(
         tuple(description),
         is_fixed,
         is_opaque,
-        frozenset(seen),
+        frozenset(uses),
         frozenset(once),
         frozenset(several),
     )
@@ -169,18 +172,53 @@ def _described(node: Node, name: str) -> tuple[str, Hashable]:
     return key, dimensions
 
 
-def _has_a_fixed_way(
-    key: str, dimensions: Hashable, children: tuple[tuple[Node | None, int], ...]
-) -> bool:
-    if key in ("Mm", "Addmm"):  # rows of the first factor stay rows, those of the second do not
-        return children[-1][0] is None or _is_weight(children[-1][0])
-    return key in _KNOWN and not (key in _PICKS and dimensions == 0)
+def _keeps_order(node: Node, key: str, dimensions: Hashable, n_samples: int) -> bool:
+    """Whether samples that come one after the other in memory leave so, whatever the numbers.
+
+    They do where they are in dimension 0 before and after, split perhaps, and no rows are mixed.
+    """
+    if _is_weight(node, n_samples):
+        return True
+    shape, children = _shape(node), node.next_functions
+    if key not in _KNOWN or not shape or shape[0] % n_samples:
+        return False
+    if key == "T" or (key in ("Mm", "Addmm") and not _is_weight(children[-1][0], n_samples)):
+        return False
+    if key in _BROADCASTING:
+        of_samples = [c for c in children if c[0] is not None and not _is_weight(c[0], n_samples)]
+        return all(_has_rows_of(_shape(*child), shape) for child in of_samples)
+    n_dimensions = max([len(shape), *(len(_shape(*child)) for child in children)])
+    if key == "Permute":  # names all dimensions
+        return not _includes_rows(dimensions[1:], n_dimensions)  # type: ignore[index]
+    return not _includes_rows(dimensions, n_dimensions)
 
 
-def _is_weight(node: Node | None) -> bool:
-    """Whether this is a parameter, transposed perhaps."""
+def _shape(node: Node | None, number: int = 0) -> torch.Size:
+    """Of a result of an operation; no dimensions where it is not known."""
+    metadata: Any = getattr(node, "_input_metadata", ())
+    shape: torch.Size = metadata[number].shape if number < len(metadata) else torch.Size()
+    return shape
+
+
+def _has_rows_of(shape: torch.Size, other: torch.Size) -> bool:
+    return len(shape) == len(other) and shape[0] == other[0]
+
+
+def _includes_rows(dimensions: Hashable, n_dimensions: int) -> bool:
+    """Whether dimension 0 is one of these, of which negative ones are saved as unsigned numbers."""
+    if not isinstance(dimensions, tuple):
+        dimensions = (dimensions,)
+    numbers = [d % 2**64 for d in dimensions if isinstance(d, int)]
+    return any(d in (0, 2**64 - n_dimensions) for d in numbers)
+
+
+def _is_weight(node: Node | None, n_samples: int) -> bool:
+    """Whether this is a parameter in another shape, or embeddings of no samples (positions)."""
     while node is not None and node.name() != _ACCUMULATE:
-        if len(node.next_functions) != 1:
+        key, _ = _operation(node.name())
+        shape = _shape(node)
+        is_of_positions = key == "Embedding" and bool(shape) and shape[0] % n_samples != 0
+        if not is_of_positions and (key not in _OF_WEIGHTS or len(node.next_functions) != 1):
             return False
         node = node.next_functions[0][0]
     return node is not None

@@ -74,10 +74,10 @@ class RowSums:
         return self.with_bias(self.products.total())
 
     def with_bias(self, products: Tensor) -> Tensor:
-        """The average (K, I + 1, I + 1), if there is a bias, of products (K, I, I)."""
+        """The average (K, I + 1, I + 1), if there is a bias, of products (K, I, I) given away."""
         n_samples = max(1, self.n_samples)
         if not self.has_bias:
-            return products / n_samples
+            return products.div_(n_samples)
         corner = self.rows.new_full((len(products), 1, 1), self.n_samples)
         column = self.rows[..., None]
         upper, lower = torch.cat([products, column], 2), torch.cat([column.mT, corner], 2)
@@ -119,7 +119,10 @@ class PatchSums(RowSums):
 
     def mean(self) -> Tensor:
         """See :class:`InputSums`."""
-        return self.with_bias(self.products.total() + self._shifts.total())
+        shifted = self._shifts.total()
+        if shifted is None:
+            return super().mean()
+        return self.with_bias(shifted + self.products.total() if self.products.is_used else shifted)
 
 
 class TableSums:

@@ -15,8 +15,12 @@ from avalanche_hnet.core.fisher.kronecker_layer import KroneckerFisher, layout_o
 from avalanche_hnet.core.fisher.kronecker_rules import kronecker_rule
 from avalanche_hnet.core.fisher.kronecker_sums import WeightSharing
 from avalanche_hnet.core.fisher.layer_rows import LayerRows
+from avalanche_hnet.core.fisher.means import (
+    UntrustedLayersError,
+    fisher_means,
+    wanted_parameters,
+)
 from avalanche_hnet.core.fisher.options import FisherKind, FisherOptions
-from avalanche_hnet.core.fisher.sums import UntrustedLayersError, fisher_sums, wanted_parameters
 
 
 def kronecker_factors(
@@ -83,14 +87,13 @@ def kronecker_factors(
         state = _random_state(generator)
         while True:
             try:
-                sums = fisher_sums(model, parameters, batches, options, layers, weight_sharing)
+                means = fisher_means(model, parameters, batches, options, layers, weight_sharing)
             except UntrustedLayersError as error:
                 layers = {p: rows for p, rows in layers.items() if p not in error.prefixes}
                 _set_random_state(generator, state)
             else:
                 break
-    diagonal = {name: total / sums.n_samples for name, total in sums.squares.items()}
-    return KroneckerFisher(sums.factors, diagonal)
+    return KroneckerFisher(means.factors, means.squares)
 
 
 def factored_layers(model: nn.Module, names: Collection[str]) -> dict[str, LayerRows]:

@@ -74,7 +74,7 @@ class LayerSums:
 
     def factor(self, n_samples: int) -> KroneckerFactor:
         """The factors, averaged over so many samples."""
-        outputs = self._outputs.total() / n_samples
+        outputs = self._outputs.total().div_(n_samples)
         return KroneckerFactor(self._rows.layout, self._inputs.mean(), outputs)
 
 

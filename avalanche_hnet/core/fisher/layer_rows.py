@@ -106,15 +106,15 @@ class LayerRows:
 
 
 def _matrix_total(rows: Rows, has_bias: bool, are_squared: bool) -> Tensor:
-    total = torch.zeros((), dtype=rows.gradients.dtype, device=rows.gradients.device)
+    totals = []
     for a, g in rows.parts():
         if has_bias:
             a = torch.cat([a, a.new_ones(*a.shape[:-1], 1)], -1)
         if are_squared:
-            total = total + squared_products(g.permute(1, 0, 3, 2), a.transpose(0, 1))
+            totals.append(squared_products(g.permute(1, 0, 3, 2), a.transpose(0, 1)))
         else:
-            total = total + g.flatten(1, 2).mT @ a.flatten(1, 2)
-    return total
+            totals.append(g.flatten(1, 2).mT @ a.flatten(1, 2))
+    return sum(totals[1:], totals[0])
 
 
 def _table_total(rows: Rows, n_rows: int, are_squared: bool) -> Tensor:

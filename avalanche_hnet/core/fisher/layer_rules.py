@@ -9,7 +9,7 @@ weights and the like.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from math import prod
 
 import torch
@@ -35,7 +35,7 @@ def register_fisher_rule(
 
     Subclasses that do not override ``forward`` share it.
     The rule is called as ``rule(layer, inputs, output_gradients)`` and returns, by parameter
-    name, tensors of the parameters' shapes: Σ_n (∂ℓ_n/∂θ)² over the samples n in dimension 0.
+    name, new tensors of the parameters' shapes: Σ_n (∂ℓ_n/∂θ)² over the samples n in dimension 0.
     :func:`predict` differentiates it by the output gradients.
 
     Args:
@@ -55,12 +55,12 @@ def fisher_rule(layer: nn.Module) -> FisherRule | None:
     return rule_of(_rules, layer)
 
 
-def layers_with_rules(model: nn.Module) -> dict[str, FisherRule]:
-    """The rules of the layers that have parameters to differentiate by, by the layers' names."""
+def layers_with_rules(layers: Mapping[str, nn.Module]) -> dict[str, FisherRule]:
+    """The rules of those layers that have parameters to differentiate by; both by name."""
     return {
         name: rule
-        for name, module in model.named_modules()
-        if any(p.requires_grad for p in module.parameters(recurse=False))
+        for name, module in layers.items()
+        if any(p is not None and p.requires_grad for p in module._parameters.values())
         and getattr(module, "weight", True) is not None  # put in from outside, as in HyperModel
         and (rule := fisher_rule(module)) is not None
     }

@@ -11,6 +11,7 @@ from torch import Tensor
 
 # Tensors of the parameters' shapes, by name.
 ByName = dict[str, Tensor]
+_HALF = (torch.float16, torch.bfloat16)
 
 
 class Method(Protocol):
@@ -54,4 +55,4 @@ class PerSample(ABC):
 
 def at_least_single(values: Tensor) -> Tensor:
     """The values in float32 if they are in half precision, whose squares would vanish."""
-    return values.to(torch.promote_types(values.dtype, torch.float32))
+    return values.float() if values.dtype in _HALF else values

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor, nn
@@ -32,6 +33,23 @@ class OneTask:
     label: Tensor | int | None
     in_pairs: bool = False
 
+    @cached_property
+    def layers(self) -> dict[str, nn.Module]:
+        """All modules of the model by name, of several names the first."""
+        return dict(self.model.named_modules())
+
+    @cached_property
+    def names(self) -> dict[str, dict[str, str]]:
+        """The names in the model of each layer's own parameters, by their names in the layer."""
+        return {
+            prefix: {
+                name: f"{prefix}.{name}".lstrip(".")
+                for name, parameter in layer._parameters.items()
+                if parameter is not None
+            }
+            for prefix, layer in self.layers.items()
+        }
+
     def outputs(
         self, x: Tensor | Samples, parameters: Mapping[str, Tensor] | None = None
     ) -> Tensor:
@@ -47,7 +65,7 @@ class OneTask:
         return {
             name
             for prefix in prefixes
-            for name in names_in(prefix, self.model.get_submodule(prefix))
+            for name in self.names[prefix].values()
             if name in self.parameters
         }
 
@@ -55,8 +73,8 @@ class OneTask:
         """The names of the layers that have parameters of these names."""
         return {
             prefix
-            for prefix, layer in self.model.named_modules()
-            if not names_in(prefix, layer).isdisjoint(names)
+            for prefix, own_names in self.names.items()
+            if any(name in names for name in own_names.values())
         }
 
     def _arguments(self, x: Tensor | Samples) -> tuple[Any, ...]:
@@ -65,13 +83,3 @@ class OneTask:
         return structure_of(x), self.label.expand(len(x)) if isinstance(
             self.label, Tensor
         ) else self.label
-
-
-def names_in(prefix: str, layer: nn.Module) -> set[str]:
-    """The names that a layer's own parameters have in its model."""
-    return {full_name(prefix, name) for name, p in layer._parameters.items() if p is not None}
-
-
-def full_name(prefix: str, name: str) -> str:
-    """The name in its model of a parameter of a layer, or of the model itself."""
-    return f"{prefix}.{name}".lstrip(".")

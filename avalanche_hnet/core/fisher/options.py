@@ -13,6 +13,8 @@ from avalanche_hnet.core.common.likelihoods import Categorical, Gaussian, Likeli
 
 FisherKind = Literal["empirical", "sampled", "exact"]
 
+_OF_REAL, _OF_CLASSES = Gaussian(), Categorical()
+
 
 @dataclass(frozen=True)
 class FisherOptions:
@@ -42,7 +44,7 @@ def fisher_factors(outputs: Tensor, targets: Tensor, options: FisherOptions) -> 
     """Tensors c_k (B, …) such that the Fisher of sample n is Σ_k (J_nᵀ c_kn)²."""
     likelihood = options.likelihood
     if likelihood is None:
-        likelihood = Gaussian() if targets.is_floating_point() else Categorical()
+        likelihood = _OF_REAL if targets.is_floating_point() else _OF_CLASSES
     counted = None if options.kind == "empirical" else likelihood.counted(outputs, targets)
     if options.kind == "exact":
         for factor in likelihood.fisher_factors(outputs):
@@ -50,6 +52,5 @@ def fisher_factors(outputs: Tensor, targets: Tensor, options: FisherOptions) -> 
         return
     if options.kind == "sampled":
         targets = likelihood.sample(outputs, options.generator)
-    outputs = outputs.requires_grad_()
-    gradient = torch.autograd.grad(likelihood.nll(outputs, targets).sum(), outputs)[0]
+    gradient = likelihood.nll_gradient(outputs, targets)
     yield gradient if counted is None else gradient * counted

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -21,6 +21,7 @@ class Call(NamedTuple):
     Attributes:
         prefix: the layer's name in its model.
         layer: itself.
+        names: of its own parameters in the model, by their names in the layer.
         inputs: its first argument.
         output: where its output stands in the graph, whatever is done to it in place.
         shape: of its output, (B, …) if samples are in dimension 0.
@@ -29,6 +30,7 @@ class Call(NamedTuple):
 
     prefix: str
     layer: nn.Module
+    names: Mapping[str, str]
     inputs: Tensor
     output: GradientEdge
     shape: torch.Size
@@ -60,22 +62,23 @@ class Recording:
         )
         for call, gradient in zip(calls, gradients, strict=True):
             if gradient is not None:
-                yield call, gradient.reshape(call.shape)
+                shape = call.shape
+                yield call, gradient if gradient.shape == shape else gradient.reshape(shape)
 
 
 def record(task: OneTask, x: Tensor | Samples, layers: Collection[str]) -> tuple[Tensor, Recording]:
     """Outputs (B, …), and the calls of some layers, given by name, that they are made of."""
-    with _recorded(task.model, layers) as recording:
+    with _recorded(task, layers) as recording:
         outputs = task.outputs(x)
     return outputs, recording
 
 
 @contextmanager
-def _recorded(model: nn.Module, layers: Collection[str]) -> Iterator[Recording]:
+def _recorded(task: OneTask, layers: Collection[str]) -> Iterator[Recording]:
     recording = Recording()
     handles = [
-        model.get_submodule(prefix).register_forward_hook(
-            _hook(prefix, recording), with_kwargs=True
+        task.layers[prefix].register_forward_hook(
+            _hook(prefix, task.names[prefix], recording), with_kwargs=True
         )
         for prefix in layers
     ]
@@ -86,14 +89,15 @@ def _recorded(model: nn.Module, layers: Collection[str]) -> Iterator[Recording]:
             handle.remove()
 
 
-def _hook(prefix: str, recording: Recording) -> Callable[..., None]:
+def _hook(prefix: str, names: Mapping[str, str], recording: Recording) -> Callable[..., None]:
     def hook(layer: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
         if not isinstance(output, Tensor) or not output.requires_grad:
             return
-        inputs = (*args, *kwargs.values())[0]
+        inputs = args[0] if args else next(iter(kwargs.values()))
         edge = get_gradient_edge(_base(output))
-        call = Call(prefix, layer, inputs.detach(), edge, output.shape, output.dtype)
-        recording.calls.append(call)
+        recording.calls.append(
+            Call(prefix, layer, names, inputs.detach(), edge, output.shape, output.dtype)
+        )
 
     return hook
 

@@ -83,14 +83,14 @@ class ShiftSums:
                 ends = windows(left, edge, dim, shift), windows(right, edge, dim, shift)
                 _add_product(total, *ends, sign)
 
-    def total(self) -> Tensor:
-        """The sums (K, I, I), the C channels of I before the elements of the kernel."""
+    def total(self) -> Tensor | None:
+        """The sums (K, I, I), channels before elements of the kernel; None if nothing was added."""
         _, n_groups, n_channels, _ = self._shape
         n_elements = prod(self._kernel)
         size = n_channels * n_elements
         if self._sums is None:
-            return self._like.new_zeros(n_groups, size, size)
-        blocks = self._like.new_zeros(n_elements, n_elements, n_groups, n_channels, n_channels)
+            return None
+        blocks = self._like.new_empty(n_elements, n_elements, n_groups, n_channels, n_channels)
         number = {d: i for i, d in enumerate(product(*map(range, self._kernel)))}
         for change, pair in zip(self._sums, self._pairs, strict=True):
             left, right = number[pair.left], number[pair.right]
@@ -99,10 +99,11 @@ class ShiftSums:
             if pair.dim is not None:
                 first, second = pair.before
                 block += blocks[number[first], number[second]]
-            if left != right:
+            if left == right:
+                block.copy_((block + block.mT) / 2)
+            else:
                 blocks[right, left] = block.mT
-        matrices = blocks.permute(2, 3, 0, 4, 1).reshape(n_groups, size, size)
-        return (matrices + matrices.mT) / 2
+        return blocks.permute(2, 3, 0, 4, 1).reshape(n_groups, size, size)
 
 
 @cache

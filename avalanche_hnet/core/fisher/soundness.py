@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Hashable
 
-import torch
 from torch import Tensor
 
 from avalanche_hnet.core.fisher.alignment import misaligned
 from avalanche_hnet.core.fisher.graph import Graph, graph_of
-from avalanche_hnet.core.fisher.one_task import OneTask, names_in
+from avalanche_hnet.core.fisher.one_task import OneTask
+from avalanche_hnet.core.fisher.precision import coarsest
 from avalanche_hnet.core.fisher.recording import Call, Recording
 
 
@@ -39,16 +39,17 @@ def unsound(
             would show. It is not enough where other samples can take another way.
     """
     ends = {call.output.node for call in recording.calls}
+    names = set(names)
     graph = graph_of(outputs, {n: task.parameters[n] for n in names}, ends)
     if graph.is_opaque:
-        return set(names)
+        return names
     calls = [c for c in recording.calls if c.output.node in graph.nodes]
     wrong = set(graph.several)
     called = Counter(call.prefix for call in calls)
     used_by_call: set[str] = set()
     prefixes: set[str] = set()
     for call in calls:
-        own_names = names_in(call.prefix, call.layer) & set(names)
+        own_names = names.intersection(call.names.values())
         used_by_call |= own_names
         if called[call.prefix] > 1 or not _has_samples(call, len(outputs)):
             wrong |= own_names
@@ -56,13 +57,12 @@ def unsound(
             prefixes.add(call.prefix)
     wrong |= graph.once - used_by_call
     for prefix in _misaligned(graph, outputs, recording, prefixes, aligned, is_tried):
-        wrong |= names_in(prefix, task.model.get_submodule(prefix)) & set(names)
+        wrong |= names.intersection(task.names[prefix].values())
     return wrong
 
 
 def _has_samples(call: Call, n_samples: int) -> bool:
-    shapes = call.inputs.shape, call.shape
-    return all(len(shape) > 0 and shape[0] == n_samples for shape in shapes)
+    return call.inputs.shape[:1] == call.shape[:1] == (n_samples,)
 
 
 def _misaligned(
@@ -81,11 +81,8 @@ def _misaligned(
         aligned.add(signature)
     if graph.is_fixed and signature in aligned:
         return set()
-    coarsest = max(
-        (d for d in {outputs.dtype, *recording.dtypes()} if d.is_floating_point),
-        key=lambda d: torch.finfo(d).eps,
-    )
-    wrong = misaligned(recording, outputs, coarsest, prefixes)
+    dtype = coarsest({outputs.dtype, *recording.dtypes()})
+    wrong = misaligned(recording, outputs, dtype, prefixes)
     if graph.is_fixed and not wrong:
         aligned.add(signature)
     return wrong

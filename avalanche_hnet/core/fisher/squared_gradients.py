@@ -23,11 +23,13 @@ from avalanche_hnet.core.fisher.choice import (
     one_by_one,
     start,
 )
+from avalanche_hnet.core.fisher.complex_parameters import refuse_complex_parameters
 from avalanche_hnet.core.fisher.layer_rules import FisherRule, layers_with_rules
 from avalanche_hnet.core.fisher.methods import ByName, at_least_single
 from avalanche_hnet.core.fisher.one_task import OneTask
 from avalanche_hnet.core.fisher.recording import Recording, record
 from avalanche_hnet.core.fisher.soundness import unsound
+from avalanche_hnet.core.fisher.trial import N_TRIAL, refuse_mixed_rows
 
 
 class Squares(Protocol):
@@ -79,13 +81,16 @@ class SquaredGradients:
         labels: Tensor | int | None,
         rules: Mapping[str, FisherRule] | None = None,
     ) -> None:
-        refuse_batch_statistics(model)
+        refuse_complex_parameters(model)
         label = labels[:1] if isinstance(labels, Tensor) else labels
-        self._rules = layers_with_rules(model) if rules is None else rules
-        first = start(OneTask(model, parameters, label), self._rules, x)
+        task = OneTask(model, parameters, label)
+        refuse_batch_statistics(task.layers)
+        self._rules = layers_with_rules(task.layers) if rules is None else rules
+        first = start(task, self._rules, x)
         self._task, self._dtype = first.task, first.dtype
         self._tried = set(first.tried)
         self._aligned = set(first.aligned)
+        self._is_compared = False
         self.choice = _announced(first.choice)
 
     def forward(self, x: Tensor | Samples) -> tuple[Tensor, Squares]:
@@ -152,6 +157,9 @@ class SquaredGradients:
     def _recorded(self, x: Tensor | Samples) -> tuple[Tensor, Recording]:
         """The outputs with their layers' calls, after the choice has been made to fit them."""
         outputs, recording = record(self._task, x, self._rules)
+        if not self._is_compared and len(x) > N_TRIAL:
+            self._is_compared = True
+            refuse_mixed_rows(self._task, x, outputs, recording)
         by_rule = self.choice.by_rule
         wrong = unsound(self._task, outputs, recording, by_rule, self._aligned)
         wrong |= self._tried_and_wrong(x, outputs, recording, by_rule - wrong)
@@ -169,12 +177,23 @@ class SquaredGradients:
         factor = random_factor(outputs)
         squares = ByRule(untried, self._rules, outputs, recording).squares(factor)
         met = {name for name, square in squares.items() if square.any()}
+        met |= self._unknown_to_rules(untried - squares.keys(), outputs, recording, factor)
         if not met:
             return met
         rows = active_rows(recording, outputs, factor, self._task.layers_of(met))
         wrong, active = disagreeing(self._task, self._rules, met, x[rows], self._dtype)
         self._tried |= active
         return wrong | (met - active)
+
+    def _unknown_to_rules(
+        self, names: Set[str], outputs: Tensor, recording: Recording, factor: Tensor
+    ) -> set[str]:
+        """Those that the outputs depend on by their layers' calls (``weight_orig`` of pruning)."""
+        if names.isdisjoint(self._task.of_layers({call.prefix for call in recording.calls})):
+            return set()
+        prefixes = self._task.layers_of(names)
+        reached = {c.prefix for c, _ in recording.output_gradients(outputs, factor, prefixes)}
+        return self._task.of_layers(reached) & names
 
     def _without_rules(self, names: Iterable[str], x: Tensor | Samples) -> Choice:
         return _announced(choose_again(self.choice, names, self._task, x, self._dtype))

@@ -15,6 +15,7 @@ from avalanche_hnet.core.fisher.graph import dtypes_in_graph
 from avalanche_hnet.core.fisher.layer_rules import FisherRule
 from avalanche_hnet.core.fisher.methods import ByName, at_least_single
 from avalanche_hnet.core.fisher.one_task import OneTask
+from avalanche_hnet.core.fisher.precision import coarsest
 from avalanche_hnet.core.fisher.recording import Recording, record
 
 # Samples on which methods are tried: two show whether samples mix.
@@ -28,20 +29,24 @@ class Trial:
     Attributes:
         x: inputs (B, …).
         outputs: for these (B, …).
+        singles: the outputs for each of these alone, (B, …).
         recording: the calls of layers that they are made of.
         factor: random factors of the outputs, since the gradients of a perfect fit vanish.
         truth: squared gradients from single samples; parameters without gradients are left out.
         largest: of the elements of each of these.
         dtype: the coarsest floating-point type on the way.
+        covered: names of the parameters of the recorded layers.
     """
 
     x: Tensor | Samples
     outputs: Tensor
+    singles: Tensor
     recording: Recording
     factor: Tensor
     truth: ByName
     largest: dict[str, float]
     dtype: torch.dtype
+    covered: set[str]
 
     def disagreeing(
         self,
@@ -56,7 +61,22 @@ class Trial:
         which layer it belongs, of that layer: a bias before a softmax has gradients that are
         nothing but rounding.
         """
-        return {name for name in names if not self._agree(name, squares, layer_of)}
+        tolerance, rounding = tolerances(self.dtype)
+        wrong = set()
+        for name in names:
+            if name not in squares or name not in self.truth:
+                there = [s[name] for s in (squares, self.truth) if name in s]
+                is_right = not any(square.any() for square in there)
+            elif self.truth[name].numel() == 0:
+                is_right = True
+            else:
+                # |√s − √t| ≤ tolerance √t + rounding √largest, without roots, to a factor of 2.
+                truth = self.truth[name]
+                excess = (squares[name] - truth).abs_().sub_(truth, alpha=tolerance).max()
+                is_right = float(excess) <= rounding**2 * self._scale(name, layer_of)
+            if not is_right:
+                wrong.add(name)
+        return wrong
 
     def disagreeing_sums(
         self,
@@ -85,19 +105,6 @@ class Trial:
     def active(self, names: Iterable[str]) -> set[str]:
         """Those that have gradients other than zero here."""
         return {name for name in names if self.largest.get(name, 0) > 0}
-
-    def _agree(self, name: str, squares: ByName, layer_of: Callable[[str], str] | None) -> bool:
-        if name not in squares or name not in self.truth:
-            there = [s[name] for s in (squares, self.truth) if name in s]
-            return not any(square.any() for square in there)
-        truth = self.truth[name]
-        if not truth.numel():
-            return True
-        largest = self._scale(name, layer_of)
-        tolerance, rounding = tolerances(self.dtype)
-        # |√s − √t| ≤ tolerance √t + rounding √largest, without the roots and up to a factor of 2.
-        excess = (squares[name] - truth).abs_().sub_(truth, alpha=tolerance).max()
-        return bool(excess <= rounding**2 * largest)
 
     def _scale(self, name: str, layer_of: Callable[[str], str] | None) -> float:
         """The largest square of the parameter or of its layer."""
@@ -128,19 +135,21 @@ def make_trial(task: OneTask, rules: Mapping[str, FisherRule], x: Tensor | Sampl
     for _, single, gradients in ByLoop(task.parameters, task, x).outputs_and_gradients(factor):
         singles.append(single)
         for name, gradient in gradients.items():
-            of_sample = at_least_single(gradient[0])
+            of_sample = at_least_single(gradient)
             if name in truth:
                 truth[name].addcmul_(of_sample, of_sample)
             else:
                 truth[name] = of_sample.square()
     dtypes = {outputs.dtype, *recording.dtypes()}
-    if not task.parameters.keys() <= task.of_layers(rules):  # layers that were not recorded
+    covered = task.of_layers(rules)
+    if not task.parameters.keys() <= covered:  # layers that were not recorded
         dtypes |= dtypes_in_graph(outputs)
     dtype = coarsest(dtypes)
-    if singles:
-        refuse_mixed_samples(torch.cat(singles), outputs.detach(), dtype)
+    together = outputs.detach()
+    alone = torch.cat(singles) if singles else together
+    refuse_mixed_samples(alone, together, dtype)
     largest = {name: float(square.max()) for name, square in truth.items() if square.numel()}
-    return Trial(x, outputs, recording, factor, truth, largest, dtype)
+    return Trial(x, outputs, alone, recording, factor, truth, largest, dtype, covered)
 
 
 def tolerances(dtype: torch.dtype) -> tuple[float, float]:
@@ -149,9 +158,26 @@ def tolerances(dtype: torch.dtype) -> tuple[float, float]:
     return eps**0.3, min(1e2 * eps, eps**0.5)
 
 
-def coarsest(dtypes: Iterable[torch.dtype]) -> torch.dtype:
-    """The floating-point type of the fewest digits."""
-    return max((d for d in dtypes if d.is_floating_point), key=lambda d: torch.finfo(d).eps)
+def refuse_mixed_rows(
+    task: OneTask, x: Tensor | Samples, outputs: Tensor, recording: Recording
+) -> None:
+    """:func:`refuse_mixed_samples` for the last rows of a batch that is larger than a trial.
+
+    What has room for so many samples, such as an expert, shows it there.
+
+    Args:
+        task: the model.
+        x: the batch.
+        outputs: of the batch (B, …).
+        recording: the calls of layers with rules behind them.
+
+    Raises:
+        ValueError: see :func:`refuse_mixed_samples`.
+    """
+    with torch.no_grad():
+        alone = task.outputs(x[-N_TRIAL:])
+    dtype = coarsest(recording.dtypes() | dtypes_in_graph(outputs))
+    refuse_mixed_samples(alone, outputs[-N_TRIAL:].detach(), dtype)
 
 
 def refuse_mixed_samples(singles: Tensor, batched: Tensor, dtype: torch.dtype) -> None:
@@ -164,8 +190,9 @@ def refuse_mixed_samples(singles: Tensor, batched: Tensor, dtype: torch.dtype) -
         return
     tolerance, rounding = tolerances(dtype)
     sizes = singles.abs()
-    limit = tolerance * (sizes.amax(0) + rounding * sizes.max())
-    if not bool(((batched - singles).abs_() <= limit).all()):
+    limit = sizes.amax(0).add_(sizes.max(), alpha=rounding)
+    excess = (batched - singles).abs_().sub_(limit, alpha=tolerance).max()
+    if not float(excess) <= 0:  # which NaN is not either
         raise ValueError(
             "model gives a sample different outputs alone and in a batch, or from call to "
             "call, in evaluation mode, so it has no per-sample gradients; look for layers "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import pi
 from typing import Any, Literal, NamedTuple
 
@@ -15,11 +15,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from avalanche_hnet.core.common.arguments import at_least, generator_or_none, integer, one_of
 from avalanche_hnet.core.common.evaluation import usable
 from avalanche_hnet.core.common.likelihoods import Bernoulli, Gaussian, Likelihood
-from avalanche_hnet.core.common.logits import logits_of
 from avalanche_hnet.core.common.masking import MASK_VALUE
-from avalanche_hnet.core.common.samples import as_samples, structure_of
+from avalanche_hnet.core.common.samples import Samples, as_samples
 from avalanche_hnet.core.common.substitution import substituted
 from avalanche_hnet.core.common.task_labels import may_take_task_labels, takes_task_labels
+from avalanche_hnet.core.fisher.one_task import OneTask
 from avalanche_hnet.core.posterior.at_mean import at_mean, fitted
 from avalanche_hnet.core.posterior.protocol import Posterior
 
@@ -116,7 +116,7 @@ class Predictor:
 
         def outputs(parameters: dict[str, Tensor]) -> Tensor:
             with substituted(self.model, parameters):
-                return logits_of(self.model(*self._arguments(structure_of(inputs))))
+                return self._outputs(inputs)
 
         constant = _padding(self.model)
         generator = self.generator or torch.Generator().manual_seed(torch.initial_seed())
@@ -134,12 +134,16 @@ class Predictor:
                         draw = sum(jvp(outputs, (mean,), (change,))[:2])
             yield torch.as_tensor(draw).detach()
 
-    def _arguments(self, x: Any) -> tuple[Any, ...]:
-        return (x,) if self.task_label is None else (x, self.task_label)
+    def _outputs(self, x: Tensor | Samples) -> Tensor:
+        task = OneTask(self.model, {}, self.task_label)
+        outputs = task.outputs(x)
+        if len(x) == 1 and outputs.shape[:1] != (1,):  # the model has dropped the dimension
+            return replace(task, in_pairs=True).outputs(x)
+        return outputs
 
     def _at_mean(self, x: Any) -> Tensor:
         with at_mean(self.model, self.posterior), torch.no_grad():
-            return logits_of(self.model(*self._arguments(x)))
+            return self._outputs(as_samples(x))
 
     def _linearized(
         self, x: Any, is_needed: Callable[[Tensor], Tensor] | None = None

@@ -29,7 +29,7 @@ def task_of(model):
 
 
 def choice_of(model, x):
-    return start(task_of(model), layers_with_rules(model), x).choice
+    return start(task_of(model), layers_with_rules(dict(model.named_modules())), x).choice
 
 
 def test_layers_with_rules_go_by_rule():
@@ -98,7 +98,7 @@ def test_the_choice_follows_the_batches():
 
 def methods(model, x):
     """The three methods for all parameters, and outputs."""
-    task, rules = task_of(model), layers_with_rules(model)
+    task, rules = task_of(model), layers_with_rules(dict(model.named_modules()))
     names = tuple(task.parameters)
     outputs, recording = record(task, x, rules)
     by_rule = ByRule(frozenset(names), rules, outputs, recording)
@@ -126,7 +126,7 @@ def test_methods_agree(make, shape):
 def test_methods_for_no_parameters_do_nothing():
     model, x = models.mlp(), torch.randn(N, 6)
     task = task_of(model)
-    outputs, recording = record(task, x, layers_with_rules(model))
+    outputs, recording = record(task, x, layers_with_rules(dict(model.named_modules())))
     for way in Choice(frozenset()).methods(task, {}, x, outputs, recording):
         assert way.squares(outputs.detach()) == {}
         total = torch.zeros(N)

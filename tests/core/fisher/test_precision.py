@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from avalanche_hnet import diagonal_fisher
+from avalanche_hnet.core.common.samples import as_samples
 from avalanche_hnet.core.fisher.precision import converted, in_precision
 from tests.support.random_models import (
     Attention,
@@ -26,7 +27,7 @@ def test_a_model_is_in_another_type_and_then_in_its_own():
     before, data = deepcopy(model.state_dict()), [p.data_ptr() for p in model.parameters()]
 
     def inside():
-        with in_precision(model, torch.float32):
+        with in_precision([*model.modules()], torch.float32):
             assert model[0].weight.dtype == model[1].running_mean.dtype == torch.float32
             assert model[1].num_batches_tracked.dtype == torch.long
             assert model[2].weight.dtype == torch.float64
@@ -90,3 +91,9 @@ def test_a_model_that_insists_on_its_type():
     values = diagonal_fisher(model, [(x, y)])
     for name in ("weight", "bias"):
         torch.testing.assert_close(values[f"layer.{name}"], right[name], rtol=0.1, atol=0.01)
+
+
+def test_only_coarser_tensors_of_a_structure_are_converted():
+    x = as_samples({"half": torch.randn(3).half(), "fine": torch.randn(3).double()})
+    half, fine = converted(x, torch.float32).tensors
+    assert (half.dtype, fine.dtype) == (torch.float32, torch.float64)

@@ -1,15 +1,17 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 from avalanche_hnet import diagonal_fisher
 from avalanche_hnet.core.fisher.layer_rules import layers_with_rules
 from avalanche_hnet.core.fisher.one_task import OneTask
+from avalanche_hnet.core.fisher.output_variance import output_variance
 from avalanche_hnet.core.fisher.recording import record
 from avalanche_hnet.core.fisher.soundness import unsound
 from avalanche_hnet.core.fisher.squared_gradients import SquaredGradients
 from tests.support import random_models
-from tests.support.oracles import assert_close
+from tests.support.oracles import add_squares, assert_close
 from tests.support.random_models import SIMPLE, Case, Checkpointed, Model, single_samples
 
 pytestmark = [
@@ -65,9 +67,58 @@ def test_as_many_tokens_as_samples_are_not_taken_for_samples(first):
     assert_close(diagonal_fisher(model, batches), right)
 
 
+class Dispatched(nn.Module):
+    """Rows for a layer by a matrix that the inputs decide on: one of each sample, two or none."""
+
+    def __init__(self, combine):
+        super().__init__()
+        self.layer, self.last, self.combine = nn.Linear(F, F), nn.Linear(F, C), combine
+
+    def forward(self, x):
+        sample = torch.arange(len(x)).repeat_interleave(x[:, 0].long())
+        matrix = nn.functional.one_hot(sample, len(x)).to(x.dtype)
+        return self.last(self.combine(matrix, self.layer(matrix @ x)).tanh())
+
+
+COMBINE = [
+    lambda matrix, rows: (matrix.T[:, :, None] * rows).sum(1),
+    lambda matrix, rows: torch.where(matrix.T[:, :, None] > 0, rows, 0).sum(1),
+    lambda matrix, rows: torch.bmm(matrix.T[None], rows[None]).squeeze(0),
+    lambda matrix, rows: torch.einsum("ns,nd->sd", matrix, rows),
+    lambda matrix, rows: matrix.T @ rows,
+    lambda matrix, rows: (rows.T @ matrix).T,
+]
+
+
+@pytest.mark.parametrize("combine", COMBINE)
+def test_products_with_what_the_inputs_decide_are_seen(combine):
+    x = torch.randn(8, F)
+    x[:, 0] = torch.tensor([1, 1, 1, 2, 0, 1, 1, 1])
+    model, batches = Dispatched(combine), [(x, torch.arange(8) % C)]
+    right = single_samples(Case(model, batches, ""), torch.float64)
+    assert_close(diagonal_fisher(model, batches), right)
+
+
+@pytest.mark.parametrize("combine", COMBINE)
+def test_variances_are_of_their_own_samples_in_another_order(combine):
+    class Ordered(Dispatched):
+        def forward(self, x):
+            matrix = nn.functional.one_hot(x[:, 0].argsort(), len(x)).to(x.dtype)
+            return self.last(combine(matrix, self.layer(matrix @ x)).tanh())
+
+    x = torch.randn(8, F)
+    x[:2, 0] = torch.tensor([-3.0, 3.0])  # in order
+    model = Ordered(combine).eval()
+    variances = {name: torch.rand_like(p) for name, p in model.named_parameters()}
+    _, together = output_variance(model, variances, x)
+    alone = torch.cat([output_variance(model, variances, row)[1] for row in x.split(1)])
+    torch.testing.assert_close(together, alone)
+
+
 def names_unsound(model, x):
     parameters = dict(model.named_parameters())
-    task, rules = OneTask(model.eval(), parameters, None), layers_with_rules(model)
+    task = OneTask(model.eval(), parameters, None)
+    rules = layers_with_rules(task.layers)
     outputs, recording = record(task, x, rules)
     return unsound(task, outputs, recording, task.of_layers(rules), set())
 
@@ -139,3 +190,33 @@ def test_a_layer_is_tried_when_it_first_has_gradients(monkeypatch):
     gradients.forward(active)
     assert len(tried) == 1
     assert gradients.choice.by_rule == {n for n, _ in model.named_parameters()}
+
+
+@pytest.mark.parametrize("norm", [prune.identity, prune.l1_unstructured, nn.utils.weight_norm])
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_parameters_that_a_rule_does_not_know_are_seen_when_first_used(norm):
+    model, (idle, active) = OtherHead(), (-torch.rand(5, F), torch.rand(5, F))
+    amount = {"amount": 0.3} if norm is prune.l1_unstructured else {}
+    norm(model.other, "weight", **amount)
+    parameters = dict(model.named_parameters())
+    y = torch.arange(5) % C
+    right = {name: torch.zeros_like(p) for name, p in parameters.items()}
+    for x, target in zip(torch.cat([idle, active]), torch.cat([y, y]), strict=True):
+        loss = nn.functional.cross_entropy(model(x[None]), target[None])
+        add_squares(right, parameters, loss, 1 / 10)
+    assert_close(diagonal_fisher(model, [(idle, y), (active, y)]), right)
+
+
+class Capacity(OtherHead):
+    """A layer with room for the first four samples."""
+
+    def forward(self, x):
+        h = self.first(x).tanh()
+        return self.last(torch.cat([self.other(h[:4]), h[4:]]))
+
+
+def test_samples_that_mix_in_large_batches_only_are_refused():
+    x, y = torch.randn(6, F), torch.arange(6) % C
+    with pytest.raises(ValueError, match="different outputs alone and in a batch"):
+        diagonal_fisher(Capacity(), [(x, y)])
+    diagonal_fisher(Capacity(), [(x[:4], y[:4])])

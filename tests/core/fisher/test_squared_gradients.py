@@ -48,6 +48,24 @@ def test_layer_that_is_called_twice_only_later():
     assert_close(found, {n: (parts[0][n] + parts[1][n]) / 2 for n in found})
 
 
+class MixesLargeBatches(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 4), nn.Linear(4, 3)
+
+    def forward(self, x):
+        hidden = self.first(x)
+        return self.last((hidden - hidden.mean(0) if len(x) > 4 else hidden).tanh())
+
+
+@pytest.mark.parametrize("sizes", [(8,), (3, 8), (8, 3)])
+def test_a_model_that_mixes_the_samples_of_large_batches_only(sizes):
+    x, y = torch.randn(sum(sizes), 6), torch.randint(0, 3, (sum(sizes),))
+    batches = list(zip(x.split(sizes), y.split(sizes), strict=True))
+    with pytest.raises(ValueError, match="different outputs alone and in a batch"):
+        diagonal_fisher(MixesLargeBatches(), batches)
+
+
 class CalledTwiceForSome(nn.Module):
     """The second call is made if a sample has a positive input, and counts for that one."""
 

@@ -101,6 +101,29 @@ def test_masked_attention_against_single_samples(max_samples):
     assert_close(fisher, total, rtol=1e-8)
 
 
+@pytest.mark.parametrize("max_samples", [5, 2 * N, 3 * N + 1])
+def test_mappings_padded_to_different_lengths(max_samples):
+    model = Masked().double()
+    batches = []
+    for seed, length in enumerate((6, 4, 6)):
+        x = masked_inputs(N, length, seed)
+        if seed == 2:  # the same, in another order
+            x = {name: x[name] for name in reversed([*x])}
+        batches.append(({**x}, torch.arange(N) % 3))
+    fisher = diagonal_fisher(
+        model, batches, max_samples=max_samples, generator=torch.Generator().manual_seed(1)
+    )
+    generator = torch.Generator().manual_seed(1)
+    keys = torch.cat([torch.rand(N, generator=generator, dtype=torch.float64) for _ in batches])
+    singles = []
+    for position in keys.argsort()[:max_samples].tolist():
+        x, y = batches[position // N]
+        n = position % N
+        singles.append(({name: values[n : n + 1] for name, values in x.items()}, y[n : n + 1]))
+    assert len(singles) == min(max_samples, 3 * N)
+    assert_close(fisher, diagonal_fisher(model, singles), rtol=1e-8)
+
+
 @pytest.mark.parametrize("with_task_labels", [False, True])
 def test_mappings_with_labels_from_a_loader(with_task_labels):
     model = Masked().double()

@@ -63,6 +63,35 @@ def test_given_parameters_take_the_place_of_its_own(kind):
     assert_same(found, hypernetwork([2, 0]))
 
 
+class Scaled(nn.Module):
+    """An activation with a weight and a buffer, its layer under two names."""
+
+    def __init__(self):
+        super().__init__()
+        self.slope = self.same_slope = nn.PReLU()
+        self.register_buffer("scale", torch.tensor(1.5))
+
+    def forward(self, x):
+        return self.same_slope(self.slope(x)) * self.scale
+
+
+@pytest.mark.parametrize("is_shared", [False, True])
+def test_given_parameters_of_activations(is_shared):
+    shared = Scaled()
+    activation = (lambda: shared) if is_shared else Scaled
+    hypernetwork = make("full", hidden=(5, 4), activation=activation)
+    before = copy.deepcopy(hypernetwork.state_dict())
+    tensors = [*hypernetwork.named_parameters(), *hypernetwork.named_buffers()]
+    given = {n: t.detach() + 0.1 for n, t in tensors}
+    found = hypernetwork.product(hypernetwork.factors([2, 0], given))
+    assert_same(hypernetwork.state_dict(), before)
+    other = copy.deepcopy(hypernetwork)
+    with torch.no_grad():
+        for name, tensor in [*other.named_parameters(), *other.named_buffers()]:
+            tensor.copy_(given[name])
+    assert_same(found, other([2, 0]))
+
+
 @pytest.mark.parametrize("kind", CHUNKS)
 def test_parameters_are_the_tasks_or_shared_and_all_are_trained(kind):
     hypernetwork = make(kind)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import nn
 
 from avalanche_hnet import Gaussian, GaussianPosterior, predict
 from tests.support.models import MultiHead, TwiceUsed, mlp
@@ -73,3 +74,23 @@ def test_no_samples(method):
     model = Structured(mlp())
     x = {"a": torch.zeros(0, 3), "b": torch.zeros(0, 3)}
     assert predict(model, posterior_of(model), x, method).shape == (0, 3)
+
+
+class Squeezing(nn.Sequential):
+    def forward(self, x):
+        return super().forward(x).squeeze()
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("n_out", "likelihood"), [(3, None), (1, Gaussian(0.5))])
+def test_one_sample_of_a_model_that_squeezes(method, n_out, likelihood):
+    model, x = Squeezing(mlp(n_out=n_out)).double(), torch.randn(4, 6).double()
+    options = {"method": method, "likelihood": likelihood}
+    together = predict(model, posterior_of(model), x, **options)
+    alone = predict(model, posterior_of(model), x[2:3], **options)
+    for values, expected in zip(
+        (alone,) if likelihood is None else alone,
+        (together,) if likelihood is None else together,
+        strict=True,
+    ):
+        torch.testing.assert_close(values, expected[2:3])

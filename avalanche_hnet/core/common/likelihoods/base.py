@@ -23,6 +23,12 @@ class Likelihood(ABC):
     def nll(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Negative log-likelihood of each sample up to a constant, in nats, shape (B,)."""
 
+    def nll_gradient(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Gradient of each sample's NLL by its outputs, of the shape of ``outputs``."""
+        with torch.enable_grad():
+            outputs = outputs.detach().requires_grad_()
+            return torch.autograd.grad(self.nll(outputs, targets).sum(), outputs)[0]
+
     @abstractmethod
     def sample(self, outputs: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Targets drawn from the model, of the shape that :meth:`nll` takes."""

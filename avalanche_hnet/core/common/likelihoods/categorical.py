@@ -10,7 +10,11 @@ from torch import Tensor, nn
 
 from avalanche_hnet.core.common.arguments import fraction, generator_or_none, integer
 from avalanche_hnet.core.common.likelihoods.base import Likelihood, per_sample
-from avalanche_hnet.core.common.likelihoods.categorical_checks import check_labels, check_shapes
+from avalanche_hnet.core.common.likelihoods.categorical_checks import (
+    are_classes,
+    check_labels,
+    check_shapes,
+)
 from avalanche_hnet.core.common.likelihoods.criterion_class import as_module
 from avalanche_hnet.core.common.likelihoods.loss_weights import checked_weights, shown
 
@@ -83,6 +87,14 @@ class Categorical(Likelihood):
             reduction="none",
         )
         return per_sample(losses)
+
+    def nll_gradient(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """See :class:`Likelihood`; p minus 1 at the label, if all of them count alike."""
+        if not self._is_of_labels(outputs, targets):
+            return super().nll_gradient(outputs, targets)
+        label = targets.long().unsqueeze(1)
+        gradient = outputs.detach().softmax(1)
+        return gradient.scatter_add_(1, label, gradient.new_full((), -1.0).expand_as(label))
 
     def sample(self, outputs: Tensor, generator: torch.Generator | None = None) -> Tensor:
         generator_or_none(generator=generator)
@@ -177,6 +189,18 @@ class Categorical(Likelihood):
         if 0 <= self.ignore_index < n_classes:
             shares[self.ignore_index] = 0
         return shares
+
+    def _is_of_labels(self, outputs: Tensor, targets: Tensor) -> bool:
+        """Whether the NLL is the plain cross-entropy of labels all of which are classes."""
+        n_classes = outputs.shape[1]
+        return (
+            type(self).nll is Categorical.nll
+            and self._is_plain(n_classes)
+            and not targets.is_floating_point()
+            and targets.shape == outputs.shape[:1] + outputs.shape[2:]
+            and targets.numel() > 0
+            and are_classes(targets, n_classes)
+        )
 
     def _is_plain(self, n_classes: int) -> bool:
         """Whether the NLL is that of labels, whose gradient has the mean zero."""

@@ -53,13 +53,19 @@ def check_shapes(outputs: Tensor, targets: Tensor) -> None:
     )
 
 
+def are_classes(targets: Tensor, n_classes: int) -> bool:
+    """Whether all of some labels are those of output units."""
+    lowest, highest = targets.aminmax()
+    return int(lowest) >= 0 and int(highest) < n_classes
+
+
 def check_labels(targets: Tensor, n_classes: int, ignore_index: int) -> None:
     """Refuse class labels that are neither those of output units nor ignored.
 
     Raises:
         ValueError: naming the range.
     """
-    if targets.numel() == 0 or 0 <= targets.min() <= targets.max() < n_classes:
+    if targets.numel() == 0 or are_classes(targets, n_classes):
         return
     labels = targets[targets != ignore_index]
     if labels.numel() and not 0 <= labels.min() <= labels.max() < n_classes:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from torch import nn
 
 from avalanche_hnet.core.common.likelihoods.base import Likelihood
@@ -77,9 +79,10 @@ def resolve_likelihood(likelihood: Likelihood | None, criterion: object) -> Like
 
 def _unknown(criterion: object) -> str:
     hint = "; use BCEWithLogitsLoss on logits" if isinstance(criterion, nn.BCELoss) else ""
+    name = re.sub(" at 0x[0-9a-f]+", "", repr(criterion))
     return (
         "criterion must be CrossEntropyLoss, NLLLoss, MSELoss or BCEWithLogitsLoss to know the "
-        f"likelihood from it, got {criterion!r}{hint}; pass likelihood=Categorical(), "
+        f"likelihood from it, got {name}{hint}; pass likelihood=Categorical(), "
         "likelihood=Gaussian(noise_std) or likelihood=Bernoulli() to say which likelihood the "
         "criterion stands for"
     )

@@ -14,7 +14,7 @@ from avalanche_hnet.core.fisher.kronecker_layer import KroneckerFactor
 from avalanche_hnet.core.fisher.kronecker_sums import KroneckerSums, WeightSharing
 from avalanche_hnet.core.fisher.layer_rows import LayerRows
 from avalanche_hnet.core.fisher.layer_rules import FisherRule, layers_with_rules
-from avalanche_hnet.core.fisher.methods import at_least_single
+from avalanche_hnet.core.fisher.methods import ByName, at_least_single
 from avalanche_hnet.core.fisher.options import FisherOptions, fisher_factors
 from avalanche_hnet.core.fisher.squared_gradients import SquaredGradients
 from avalanche_hnet.core.fisher.trial import N_TRIAL
@@ -33,18 +33,16 @@ class UntrustedLayersError(Exception):
 
 
 @dataclass(frozen=True, eq=False)
-class FisherSums:
-    """What all samples together give.
+class FisherMeans:
+    """Averages over all samples.
 
     Attributes:
-        squares: sums of their squared gradients by parameters of no layer of ``factors``.
-        factors: averages, by the names of layers.
-        n_samples: how many they are.
+        squares: of their squared gradients by parameters of no layer of ``factors``, by name.
+        factors: by the names of layers.
     """
 
     squares: dict[str, Tensor]
     factors: dict[str, KroneckerFactor]
-    n_samples: int
 
 
 def wanted_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -59,14 +57,14 @@ def wanted_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     return parameters
 
 
-def fisher_sums(
+def fisher_means(
     model: nn.Module,
     parameters: Mapping[str, nn.Parameter],
     batches: Iterable[Any],
     options: FisherOptions,
     layers: Mapping[str, LayerRows] | None = None,
     weight_sharing: WeightSharing = "expand",
-) -> FisherSums:
+) -> FisherMeans:
     """Go through the batches once.
 
     Args:
@@ -82,13 +80,9 @@ def fisher_sums(
         ValueError: if there are no samples.
     """
     layers = layers or {}
-    rules: dict[str, FisherRule] = {**layers_with_rules(model), **layers}
+    rules: dict[str, FisherRule] = {**layers_with_rules(dict(model.named_modules())), **layers}
     factored = {name for rows in layers.values() for name in rows.layout.names}
-    squares = {
-        name: at_least_single(torch.zeros_like(p.detach()))
-        for name, p in parameters.items()
-        if name not in factored
-    }
+    squares = _Sum()
     kronecker = KroneckerSums(layers, model, weight_sharing)
     first, others = (kronecker.rules(with_inputs=is_first) for is_first in (True, False))
     device = next(iter(parameters.values())).device
@@ -104,13 +98,38 @@ def fisher_sums(
         _check_trust(layers, method.choice.by_rule)
         adding = first
         for factor in fisher_factors(outputs, y, options):
-            for name, square in squared(factor, adding).items():
-                squares[name] += square
+            squares.add(squared(factor, adding))
             adding = others
         n_samples += len(x)
     if n_samples == 0:
         raise ValueError("batches must yield at least one sample, got none")
-    return FisherSums(squares, kronecker.factors(n_samples), n_samples)
+    means = {n: squares.mean(n, p, n_samples) for n, p in parameters.items() if n not in factored}
+    return FisherMeans(means, kronecker.factors(n_samples))
+
+
+class _Sum:
+    """Sums of tensors by name, which are not copied before there are several."""
+
+    def __init__(self) -> None:
+        self._totals: ByName = {}
+        self._of_several: set[str] = set()
+
+    def add(self, terms: ByName) -> None:
+        for name, term in terms.items():
+            if name in self._of_several:
+                self._totals[name] += term
+            elif name in self._totals:
+                self._totals[name] = self._totals[name] + term
+                self._of_several.add(name)
+            else:
+                self._totals[name] = term
+
+    def mean(self, name: str, like: Tensor, number: int) -> Tensor:
+        """The sum divided by a number, as ``like`` but in float32 at least; 0 of no terms."""
+        like = at_least_single(like.detach())
+        if name not in self._totals:
+            return torch.zeros_like(like)
+        return (self._totals[name] / number).to(like)
 
 
 def _check_trust(layers: Mapping[str, LayerRows], by_rule: frozenset[str]) -> None:
