@@ -136,10 +136,9 @@ class PriorEWCPlugin(SupervisedPlugin):
             experience.
         weight_sharing: of ``"kronecker"``: ``"expand"`` or ``"reduce"``, how layers are treated
             whose weights several positions share, see :func:`kronecker_factors`.
-        max_rank: of ``"kronecker"``: makes the penalty of wide layers cheaper by low-rank factors
-            with an exact diagonal: of each factor so many leading eigenpairs at most (an integer),
-            or as few as keep a share of its trace (a float in (0, 1)); all by default. An implicit
-            step costs the same whatever it is.
+        max_rank: of ``"kronecker"``: a cheaper penalty, with so many leading eigenpairs of each
+            factor at most, or as few as keep a share of its trace (a float in (0, 1)), and its
+            exact diagonal; all by default. Implicit steps cost the same with it.
 
     Attributes:
         posterior: a :class:`GaussianPosterior` or :class:`KroneckerPosterior`; save and load it

@@ -63,11 +63,9 @@ class KroneckerPosterior:
         prior_variance: σ².
         rank: how many products are kept for a layer; None for one for each experience.
         weight_sharing: how layers are treated whose weights several positions share.
-        max_rank: of A and G where :meth:`ewc_term` multiplies with them, so that wide layers cost
-            less: None for all of them; or their leading eigenpairs, so many at most, or as few as
-            keep a share in (0, 1) of their trace, and what is left of their diagonals, so that the
-            diagonal of Λ stays exact. All else, accumulation, samples and predictions, has A and G
-            as they are, and so has the state.
+        max_rank: so many leading eigenpairs at most, or as few as keep a share in (0, 1) of the
+            trace, stand for A and G in :meth:`ewc_term`, with what is left of their diagonals, so
+            that Λ's is exact; None for A and G as they are, which all else has, and the state.
         likelihood: that it was learned with, for predictions; None if not known. The state has
             it, unless it is of a user's own class.
 
@@ -219,22 +217,13 @@ class KroneckerPosterior:
         check_factors(parameters, fisher)
         elements = copy(self._parts.elements)
         elements.align(parameters)
-        by_element, new = dict(fisher.diagonal), {}
-        for name, factor in fisher.layers.items():
-            if factor.layout.weight in elements.mean:
-                mean = elements.mean[factor.layout.weight]
-                products = products_of(factor, n_samples, active, mean)
-                if products is None:
-                    by_element |= factor.diagonal()
-                else:
-                    new[name] = products
+        new, by_element = _taken_apart(fisher, n_samples, active, elements.mean)
         elements.update(parameters, by_element, n_samples, active, gamma)
-        layers: Layers = {}
         kept = _fitted(self._parts.layers, elements.mean) if gamma else {}
-        for name in dict.fromkeys([*kept, *new]):
-            layers[name] = accumulated(
-                kept.get(name), new.get(name), gamma, self.rank, self.max_rank
-            )
+        layers = {
+            name: accumulated(kept.get(name), new.get(name), gamma, self.rank, self.max_rank)
+            for name in dict.fromkeys([*kept, *new])
+        }
         self._parts = _Parts(elements, layers)
 
     def sample(self, generator: torch.Generator | None = None) -> dict[str, Tensor]:
@@ -294,8 +283,9 @@ class KroneckerPosterior:
         check_own_state(state, own)
         elements = GaussianPosterior(self.prior_variance, self._parts.elements._prior_mean_kind)
         elements.load_state_dict({k: v for k, v in state.items() if k not in (*own, "layers")})
-        layers = layers_from_state(state["layers"], elements.mean, self.max_rank)
-        self._parts = _Parts(elements, layers)
+        self._parts = _Parts(
+            elements, layers_from_state(state["layers"], elements.mean, self.max_rank)
+        )
         self.likelihood = elements.likelihood
 
 
@@ -334,6 +324,24 @@ class _Parts(NamedTuple):
         precision = layer.layout.matrices(self.elements.precision)
         prior = 1 / self.elements.prior_variance
         return prior if bool((precision == prior).all()) else precision
+
+
+def _taken_apart(
+    fisher: KroneckerFisher,
+    n_samples: int,
+    active: Mapping[str, Tensor],
+    mean: Mapping[str, Tensor],
+) -> tuple[Layers, dict[str, Tensor]]:
+    """N times the products, and the Fisher of what has none, by element and averaged."""
+    layers, by_element = {}, dict(fisher.diagonal)
+    for name, factor in fisher.layers.items():
+        if factor.layout.weight in mean:
+            products = products_of(factor, n_samples, active, mean[factor.layout.weight])
+            if products is None:
+                by_element |= factor.diagonal()
+            else:
+                layers[name] = products
+    return layers, by_element
 
 
 def _fitted(layers: Layers, mean: Mapping[str, Tensor]) -> Layers:

@@ -58,7 +58,7 @@ class LayerTerm:
 
     @cached_property
     def _weights(self) -> float | Tensor:
-        """s times all that is by element alone."""
+        """All that is by element alone, times s."""
         of_products = self.layer.remainder
         total = self.precision if of_products is None else of_products + self.precision
         return total * self.factor
@@ -91,7 +91,8 @@ class KroneckerTerm:
     """The sum of :class:`LayerTerm` over layers and of a :class:`Quadratic` for the rest.
 
     Value and gradient come out of the same products: two products of matrices for each layer and
-    each A ⊗ G.
+    each A ⊗ G, 2·O·I·(O + I) multiplications and additions, or 4·O·I·(r_A + r_G) where A and G
+    have ranks r_A and r_G.
 
     Attributes:
         layers: the layers.

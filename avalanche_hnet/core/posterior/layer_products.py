@@ -16,6 +16,7 @@ from avalanche_hnet.core.posterior.low_rank import (
     Factor,
     LowRank,
     MaxRank,
+    Pair,
     add_products,
     low_rank,
     remainder_of,
@@ -56,7 +57,7 @@ class LayerProducts:
         return LayerProducts(self.layout, whole).eigenbasis
 
     @cached_property
-    def _factors(self) -> Sequence[tuple[Factor, Factor]]:
+    def _factors(self) -> Sequence[Pair]:
         """A_k and G_k, as the penalty multiplies with them."""
         if self.max_rank is None:
             return self.products
@@ -185,7 +186,7 @@ def active_matrix(
     return layout.matrices({name: active.get(name, inactive[name]) for name in layout.names})
 
 
-def _cheaper(product: Product, basis: Eigenbasis, max_rank: MaxRank) -> tuple[Factor, Factor]:
+def _cheaper(product: Product, basis: Eigenbasis, max_rank: MaxRank) -> Pair:
     inputs, outputs = product
     by_inputs: Factor = inputs
     if basis.input_vectors is not None:

@@ -1,4 +1,4 @@
-"""Positive semidefinite matrices that are cheap to multiply with: few eigenpairs, and a diagonal."""
+"""Positive semidefinite matrices that are cheap to multiply with: few eigenpairs, a diagonal."""
 
 from __future__ import annotations
 
@@ -30,6 +30,9 @@ class LowRank(NamedTuple):
 
 Factor = Tensor | LowRank
 """Matrices (K, n, n), their diagonals (K, n) if they have nothing else, or approximations."""
+
+Pair = tuple[Factor, Factor]
+"""A and G of A ⊗ G."""
 
 
 def check_max_rank(max_rank: MaxRank) -> None:
@@ -76,8 +79,8 @@ def low_rank(matrices: Tensor, values: Tensor, vectors: Tensor, max_rank: MaxRan
     return LowRank(roots, (diagonal - roots.square().sum(2)).clamp_min(0))
 
 
-def add_products(total: Tensor, matrices: Tensor, pair: tuple[Factor, Factor], alpha: float) -> None:
-    """Add ``alpha · G D A`` in place, for matrices D (K, O, I) and a pair of A and G.
+def add_products(total: Tensor, matrices: Tensor, pair: Pair, alpha: float) -> None:
+    """Add ``alpha · G D A`` in place, for matrices D (K, O, I).
 
     Where both are :class:`LowRank`, that is without ``alpha ·`` :func:`remainder_of` the pair ∘ D.
     """
@@ -94,7 +97,7 @@ def add_products(total: Tensor, matrices: Tensor, pair: tuple[Factor, Factor], a
         total.baddbmm_(outputs, product, alpha=alpha)
 
 
-def remainder_of(pair: tuple[Factor, Factor]) -> Tensor | None:
+def remainder_of(pair: Pair) -> Tensor | None:
     """d_G d_Aᵀ (K, O, I) of A and G that are both :class:`LowRank`, which is left out above.
 
     It is cheapest together with what else there is by element.
