@@ -101,6 +101,7 @@ class ShiftSums:
                 block += blocks[number[first], number[second]]
             if left == right:
                 block.copy_((block + block.mT) / 2)
+                block.diagonal(dim1=1, dim2=2).clamp_min_(0)  # a difference, with its rounding
             else:
                 blocks[right, left] = block.mT
         return blocks.permute(2, 3, 0, 4, 1).reshape(n_groups, size, size)

@@ -43,6 +43,15 @@ def test_float32_loses_no_more_than_rounding():
     assert torch.equal(found, found.T)
 
 
+def test_diagonals_are_not_negative_by_rounding():
+    images = torch.randn(8, 16, 10, 10, dtype=torch.float32)
+    images[..., 1:-1, 1:-1] = 0  # what is left of a channel that only padding's neighbours reach
+    sums = ShiftSums(images, 1, 16, (3, 3), (1, 1))
+    sums.add(images, 1.0)
+    found = sums.total()[0]
+    assert (found.diagonal() >= 0).all()
+
+
 def test_a_kernel_of_three_by_three_takes_thirteen_products_and_edges():
     assert share_of_work((10**9, 10**9), (3, 3), (1, 1)) == pytest.approx(13 / 81)
     assert share_of_work((2, 2), (3, 3), (1, 1)) == pytest.approx(45 / 81)
