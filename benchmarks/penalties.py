@@ -38,7 +38,7 @@ def rows(repeats: int) -> list[Row]:
             random_stream([32, 2 * 32], (3, 32, 32), 10, labels=False),
             32,
             repeats,
-            {PLAIN: Limit(1.15), KRONECKER: Limit(1.3)},
+            {PLAIN: Limit(1.15), KRONECKER: Limit(1.3), LOW_RANK: Limit(1.3)},
         )
     return timed
 
