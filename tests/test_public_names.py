@@ -34,6 +34,7 @@ NAMES = {
         "KroneckerPosterior",
         "Likelihood",
         "OutputRegularizer",
+        "Posterior",
         "PriorEWC",
         "PriorEWCPlugin",
         "RegressionPrediction",

@@ -6,6 +6,8 @@
   - ``generated_weights``: the hypernetwork's, kept in evaluation;
   - ``network_runner`` and ``main_network``: a network without weights of its own, and how it runs
     with given ones, for one task or many at once;
+  - ``weights_per_sample``: the same with weights generated for each sample, for the Fisher of the
+    hypernetwork;
   - ``output_heads`` and ``columns``: which outputs are a task's.
 
 - ``block_heads``: the heads of all tasks in one wide layer.

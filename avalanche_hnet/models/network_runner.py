@@ -10,8 +10,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from avalanche_hnet.core.common.logits import logits_of
+from avalanche_hnet.core.common.samples import Samples, joined, like, structure_of, tensors_of
 from avalanche_hnet.core.common.structures import tensors_in
 from avalanche_hnet.core.common.substitution import places
 from avalanche_hnet.core.hypernetworks.weight_layout import WeightLayout
@@ -123,6 +125,45 @@ class NetworkRunner:
             return vmap(run)(of_tasks)
         except RuntimeError:  # what does not run one by one either says so there
             return None
+
+    def run_each(
+        self, x: Tensor | Samples, number: int, weights: Tensor, *, in_pairs: bool
+    ) -> Tensor:
+        """Logits (B, …) of a task for ``x`` (B, …), each sample with weights of its own (B, W).
+
+        At once by ``vmap``, or one by one where that fails. Not for networks in training mode.
+
+        Args:
+            x: inputs.
+            number: of the task.
+            weights: see above.
+            in_pairs: whether each sample is given twice, to a network that would drop the dimension
+                of a sample that is alone (:meth:`keeps_dimension`).
+        """
+
+        def alone(sample: list[Tensor], of_sample: Tensor) -> Tensor:
+            rows = [torch.stack([tensor] * (2 if in_pairs else 1)) for tensor in sample]
+            outputs = self.run(structure_of(like(x, rows)), number, of_sample)
+            return logits_of(outputs)[0]
+
+        if not self._recurrent:
+            try:
+                with sdpa_kernel(SDPBackend.MATH):  # the fused kernels have no batching rule
+                    at_once: Tensor = vmap(alone)(tensors_of(x), weights)
+                    return at_once
+            except Exception:  # of every kind; what does not run one by one either says so there
+                pass
+        return torch.stack([alone(tensors_of(x[n]), of) for n, of in enumerate(weights)])
+
+    @torch.no_grad()
+    def keeps_dimension(self, x: Tensor | Samples, number: int, weights: Tensor) -> bool:
+        """Whether logits of a single sample have as many dimensions as those of several."""
+        one, several = (joined([x[:1]] * n) for n in (1, 2))
+        expected = logits_of(self.run(structure_of(several), number, weights))[:1]
+        try:
+            return logits_of(self.run(structure_of(one), number, weights)).shape == expected.shape
+        except Exception:  # of every kind where a dimension is missing
+            return False
 
     def standalone(self, number: int, weights: Tensor) -> nn.Module:
         """A copy of a task's main network that has the weights (W,) as parameters of its own."""

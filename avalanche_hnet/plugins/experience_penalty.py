@@ -91,6 +91,12 @@ class ExperiencePenalty:
             by_gradient=by_gradient,
         )
 
+    @property
+    def without_step(self) -> list[str]:
+        """Names of trained parameters whose layers are why EWC has no implicit step for them."""
+        own = self.by_gradient & self.implicit
+        return [n for n, p in self.parameters.items() if n in own and p.requires_grad]
+
     def values(self) -> tuple[Tensor, Tensor]:
         """The prior and EWC at the parameters as they are now.
 

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from torch import Tensor
 from torch.optim import Optimizer
 
 from avalanche_hnet.core.common.optimizers import parameters_of
-from avalanche_hnet.core.posterior.step_sizes import follows_gradient, is_known, names_of_known
+from avalanche_hnet.core.posterior.step_sizes import (
+    follows_gradient,
+    has_one_rate,
+    is_known,
+    names_of_known,
+)
 
 PenaltyStep = Literal["auto", "implicit", "gradient"]
 
@@ -38,9 +43,8 @@ def warn_of_others(
     if not others:
         return False
     if is_known(optimizer):
-        more = f" and {len(others) - 1} others" if len(others) > 1 else ""
         reason = (
-            f"the strategy's optimizer does not hold {others[0]!r}{more}, so no size of their "
+            f"the strategy's optimizer does not hold {_listed(others)}, so no size of their "
             "steps is known and their penalty goes into the loss's gradient; give them to the "
             "optimizer, or freeze them with requires_grad_(False)"
         )
@@ -53,3 +57,34 @@ def warn_of_others(
         )
     warnings.warn(reason, stacklevel=2)
     return True
+
+
+def warn_of_layers(optimizer: Optimizer, names: Sequence[str]) -> bool:
+    """Say for which parameters of layers with Kronecker products, and why, EWC has no such step.
+
+    Args:
+        optimizer: its step size is known.
+        names: of these parameters.
+
+    Returns:
+        Whether there are any.
+    """
+    if not names:
+        return False
+    if has_one_rate(optimizer):
+        reason = (
+            "their layers have several products (rank other than 1), precisions of single elements "
+            "beside one, or a weight and a bias that do not move alike"
+        )
+    else:
+        reason = f"{type(optimizer).__name__} has a step size for each of their elements, SGD one"
+    warnings.warn(
+        f"there is no implicit step for the Kronecker products of {_listed(names)}: {reason}; "
+        "so EWC goes into the loss's gradient there, as with penalty_step='gradient'",
+        stacklevel=2,
+    )
+    return True
+
+
+def _listed(names: Sequence[str]) -> str:
+    return f"{names[0]!r} and {len(names) - 1} others" if len(names) > 1 else repr(names[0])

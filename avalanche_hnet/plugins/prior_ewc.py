@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from math import isfinite
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from avalanche.models.utils import is_multi_task_module
@@ -31,7 +31,6 @@ from avalanche_hnet.core.common.likelihoods import (
 from avalanche_hnet.core.common.logits import logits_of
 from avalanche_hnet.core.fisher.batch_statistics import refuse_batch_statistics
 from avalanche_hnet.core.fisher.complex_parameters import refuse_complex_parameters
-from avalanche_hnet.core.fisher.kronecker_layer import KroneckerFisher
 from avalanche_hnet.core.fisher.kronecker_sums import WeightSharing
 from avalanche_hnet.core.fisher.options import FisherKind
 from avalanche_hnet.core.posterior.gaussian import PriorMean
@@ -47,6 +46,7 @@ from avalanche_hnet.plugins.model_checks import ModelChecks
 from avalanche_hnet.plugins.penalty_step import (
     PenaltyStep,
     names_with_implicit_steps,
+    warn_of_layers,
     warn_of_others,
 )
 from avalanche_hnet.plugins.prior_ewc_checks import (
@@ -58,9 +58,9 @@ from avalanche_hnet.plugins.prior_ewc_checks import (
 )
 from avalanche_hnet.plugins.prior_ewc_log import (
     publish_cost,
-    publish_distribution,
-    publish_eigenvalues,
+    publish_fisher,
     publish_losses,
+    publish_posterior,
 )
 from avalanche_hnet.plugins.strategy_batch import taken_apart
 
@@ -193,7 +193,7 @@ class PriorEWCPlugin(SupervisedPlugin):
         )
         self._experience: _CurrentExperience | None = None
         self._model_id: int | None = None  # rather than the model, which would be saved with it
-        self._has_warned_of_steps = self._has_warned_of_prior = False
+        self._has_warned_of_steps = self._has_warned_of_prior = self._has_warned_of_layers = False
         self._checks = ModelChecks()
 
     def before_train_dataset_adaptation(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
@@ -239,23 +239,18 @@ class PriorEWCPlugin(SupervisedPlugin):
         experience = self._required_experience()
         self._checks.before_backward(strategy)
         penalty = experience.penalty or self._penalty_of(strategy)
-        scale = experience.likelihood.criterion_scale(
-            strategy._criterion, logits_of(strategy.mb_output), strategy.mb_y
-        )
+        outputs = logits_of(strategy.mb_output)
+        scale = experience.likelihood.criterion_scale(strategy._criterion, outputs, strategy.mb_y)
         scale /= penalty.n_samples
         penalty = penalty.with_strengths(scale, scale * self.ewc_lambda, strategy.optimizer)
+        if self.penalty_step == "implicit" and not self._has_warned_of_layers:
+            self._has_warned_of_layers = warn_of_layers(strategy.optimizer, penalty.without_step)
         prior, ewc = penalty.values()
         total = strategy.loss + prior + ewc
         logs = strategy.clock.train_exp_iterations % self.log_every == 0
         # On a GPU the look at the loss would wait for it. It stays infinite or NaN, once it is.
         if (logs or total.is_cpu) and not isfinite(total.item()):
-            parts = (
-                f"{strategy.loss.item()} before the penalties, prior {prior.item()}, "
-                f"EWC {ewc.item()}"
-            )
-            remedies = "learning rate, or penalty_step='implicit',"
-            remedy = "learning rate" if penalty.implicit else remedies
-            refuse_loss(strategy, parts, remedy)
+            _refuse_loss(strategy, penalty, prior, ewc)
         if not (self._has_warned_of_prior or strategy.clock.train_exp_iterations):
             self._has_warned_of_prior = warn_of_prior(prior.item(), strategy.loss.item())
         strategy.loss = total
@@ -315,13 +310,10 @@ class PriorEWCPlugin(SupervisedPlugin):
         )
         seconds = time.perf_counter() - start
         publish_cost(strategy, self, seconds, len(dataset) if rows is None else len(rows))
-        diagonal = fisher.whole_diagonal() if isinstance(fisher, KroneckerFisher) else fisher
-        publish_distribution(strategy, self, "Fisher", _select(diagonal, active))
+        publish_fisher(strategy, self, fisher, active)
         self.posterior.update(parameters, fisher, len(dataset), active, self.gamma)
         self.posterior.likelihood = experience.likelihood
-        log_precision = _select(self.posterior.precision, active).log()
-        publish_distribution(strategy, self, "LogPrecision", log_precision)
-        publish_eigenvalues(strategy, self, self.posterior)
+        publish_posterior(strategy, self, self.posterior, active)
         self._model_id = id(strategy.model)
         self._experience = replace(experience, penalty=None)  # and let go of the model
         self._checks.after_training(strategy.model, is_kept=not self.train_from_scratch)
@@ -364,6 +356,13 @@ def _batches(
         yield taken_apart(strategy, batch, with_task_labels=multi_task)
 
 
-def _select(tensors: Mapping[str, Tensor], active: Mapping[str, Tensor]) -> Tensor:
-    """The active elements of all tensors, in one vector."""
-    return torch.cat([tensors[name][mask] for name, mask in active.items()])
+def _refuse_loss(
+    strategy: SupervisedTemplate, penalty: ExperiencePenalty, prior: Tensor, ewc: Tensor
+) -> NoReturn:
+    parts = f"{strategy.loss.item()} before the penalties, prior {prior.item()}, EWC {ewc.item()}"
+    remedy = "learning rate"
+    if not penalty.implicit:
+        remedy += ", or penalty_step='implicit',"
+    elif penalty.without_step and getattr(penalty.posterior, "rank", 1) != 1:
+        remedy += ", or rank=1, which has implicit steps,"
+    refuse_loss(strategy, parts, remedy)

@@ -9,6 +9,7 @@ import torch
 from avalanche.training.templates import SupervisedTemplate
 from torch import Tensor
 
+from avalanche_hnet.core.fisher.kronecker_layer import KroneckerFisher
 from avalanche_hnet.core.posterior.kronecker import KroneckerPosterior
 from avalanche_hnet.core.posterior.protocol import Posterior
 from avalanche_hnet.plugins.publish import Histogram, publish
@@ -30,8 +31,29 @@ def publish_cost(
     publish(strategy, origin, "PriorEWC/FisherSamples", float(n_samples))
 
 
-def publish_eigenvalues(strategy: SupervisedTemplate, origin: object, posterior: Posterior) -> None:
-    """The logarithms of the eigenvalues of Λ of all layers that have a Kronecker product."""
+def publish_fisher(
+    strategy: SupervisedTemplate,
+    origin: object,
+    fisher: KroneckerFisher | Mapping[str, Tensor],
+    active: Mapping[str, Tensor],
+) -> None:
+    """The diagonal of the Fisher, over the active elements."""
+    diagonal = fisher.whole_diagonal() if isinstance(fisher, KroneckerFisher) else fisher
+    publish_distribution(strategy, origin, "Fisher", _select(diagonal, active))
+
+
+def publish_posterior(
+    strategy: SupervisedTemplate,
+    origin: object,
+    posterior: Posterior,
+    active: Mapping[str, Tensor],
+) -> None:
+    """Logarithms of the diagonal of Λ, over the active elements, and of its layers' eigenvalues.
+
+    These are of all layers that have a Kronecker product.
+    """
+    log_precision = _select(posterior.precision, active).log()
+    publish_distribution(strategy, origin, "LogPrecision", log_precision)
     if isinstance(posterior, KroneckerPosterior) and (layers := posterior.covariances()):
         variances = torch.cat([layer.variances.flatten() for layer in layers.values()])
         publish_distribution(strategy, origin, "LogEigenvalues", -variances.log())
@@ -52,3 +74,8 @@ def publish_distribution(
     publish(strategy, origin, f"PriorEWC/{name}Min", finite.min().item())
     publish(strategy, origin, f"PriorEWC/{name}Max", finite.max().item())
     publish(strategy, origin, f"PriorEWC/{name}", Histogram(finite))
+
+
+def _select(tensors: Mapping[str, Tensor], active: Mapping[str, Tensor]) -> Tensor:
+    """The active elements of all tensors, in one vector."""
+    return torch.cat([tensors[name][mask] for name, mask in active.items()])

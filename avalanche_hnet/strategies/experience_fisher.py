@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from avalanche.training.templates import SupervisedTemplate
@@ -11,9 +11,11 @@ from torch import Tensor
 from avalanche_hnet.core.common.likelihoods import Likelihood
 from avalanche_hnet.core.common.samples import as_samples
 from avalanche_hnet.core.fisher.diagonal import diagonal_fisher
+from avalanche_hnet.core.fisher.kronecker_layer import KroneckerFisher
 from avalanche_hnet.data.experiences import whole
 from avalanche_hnet.data.in_order import batches_in_order
 from avalanche_hnet.models.hyper_model import HyperModel
+from avalanche_hnet.models.weights_per_sample import WeightsPerSample
 from avalanche_hnet.plugins.in_memory import store_of
 from avalanche_hnet.plugins.strategy_batch import taken_apart
 
@@ -42,6 +44,22 @@ class ExperienceFisher:
         )
         theta = self._model.hypernetwork.shared_parameters()
         return {name: fisher[name] for name in theta if name in fisher}
+
+    def factors_of_shared_parameters(
+        self, fisher: Callable[..., KroneckerFisher], max_samples: int | None
+    ) -> KroneckerFisher:
+        """The Fisher of θ as ``fisher`` computes it; chunks are positions that share weights."""
+        theta = self._model.hypernetwork.shared_parameters().values()
+        if not any(p.requires_grad for p in theta):
+            return KroneckerFisher({}, {})
+        model = WeightsPerSample(self._model)
+        factors = fisher(
+            model,
+            model.small(self._batches),
+            likelihood=self._likelihood,
+            max_samples=max_samples,
+        )
+        return model.of_hypernetwork(factors)
 
     def of_weights(self, task: int, max_samples: int | None) -> Tensor:
         """Mean squared gradients (W,) of the weights generated for a task of the experience."""

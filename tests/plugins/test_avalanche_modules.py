@@ -5,40 +5,21 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
 from avalanche.models import MultiTaskModule, VAE_loss
 from torch import nn
 
 from avalanche_hnet import PriorEWCPlugin, TaskStatisticsPlugin
-from tests.support.avalanche_modules import REFUSED, RIGHT, right, stream_of
+from tests.support.avalanche_modules import (
+    REFUSED,
+    RIGHT,
+    padded,
+    right,
+    squared_gradients,
+    stream_of,
+)
 from tests.support.strategies import naive
-from tests.support.streams import tensors
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "how-to" / "own-head.md"
-
-
-def squared_gradients(model, experience):
-    """Sum over samples, each in a batch of two copies of itself, which no squeeze() can mistake."""
-    x, y, labels = tensors(experience)
-    parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
-    total = {n: torch.zeros_like(p, dtype=torch.float64) for n, p in parameters.items()}
-    model.eval()
-    for i in range(len(x)):
-        is_multi_task = isinstance(model, MultiTaskModule)
-        rest = [labels[[i, i]]] if is_multi_task else []
-        loss = F.cross_entropy(model(x[[i, i]], *rest)[:1], y[i : i + 1])
-        gradients = torch.autograd.grad(loss, [*parameters.values()], allow_unused=True)
-        for name, gradient in zip(parameters, gradients, strict=True):
-            if gradient is not None:
-                total[name] += gradient.double() ** 2
-    return total
-
-
-def padded(old, new):
-    """The old tensor with new rows of zeros."""
-    if old is None:
-        return torch.zeros_like(new)
-    return torch.cat([old, old.new_zeros(len(new) - len(old), *new.shape[1:])])
 
 
 @pytest.mark.filterwarnings("ignore:the prior adds")

@@ -18,6 +18,8 @@ REGULARIZERS = [
     lambda: EWC(),
     lambda: EWC(gamma=0.5, n_fisher=5),
     lambda: EWC(online=False),
+    lambda: EWC(structure="kronecker", n_fisher=5),
+    lambda: EWC(structure="kronecker", online=False),
 ]
 
 

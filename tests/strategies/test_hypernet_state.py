@@ -64,6 +64,8 @@ def resumable(beta=1.0):
         "jacobian": (lambda: Jacobian(beta), {}),
         "ewc": (lambda: EWC(beta), {}),
         "ewc offline": (lambda: EWC(beta, online=False), {}),
+        "kronecker": (lambda: EWC(beta, structure="kronecker"), {}),
+        "kronecker offline": (lambda: EWC(beta, online=False, structure="kronecker"), {}),
         "none": (lambda: None, {}),
     }
 

@@ -68,6 +68,7 @@ REGULARIZERS = {
     "fixed target": lambda: FixedTarget(0.1),
     "weighted": lambda: FixedTarget(0.1, fisher_weights=True),
     "ewc": lambda: EWC(2.0),
+    "kronecker": lambda: EWC(2.0, structure="kronecker"),
 }
 
 

@@ -11,7 +11,13 @@ from avalanche.training import Naive
 from avalanche.training.plugins import EvaluationPlugin, ReplayPlugin
 from torch import nn
 
-from avalanche_hnet import Categorical, GaussianPosterior, PriorEWC, PriorEWCPlugin
+from avalanche_hnet import (
+    Categorical,
+    GaussianPosterior,
+    KroneckerPosterior,
+    PriorEWC,
+    PriorEWCPlugin,
+)
 from tests.support.models import MultiHead, mlp
 from tests.support.streams import task_stream
 
@@ -28,8 +34,18 @@ OF_PLUGIN = {
     "train_from_scratch": False,
     "log_every": 3,
     "generator": 1,
-    "penalty_step": "implicit",
+    "penalty_step": "gradient",
+    "structure": "kronecker",
+    "rank": 2,
+    "weight_sharing": "reduce",
 }
+DIAGONAL = {
+    "penalty_step": "implicit",
+    "structure": "diagonal",
+    "rank": 1,
+    "weight_sharing": "expand",
+}
+OF_POSTERIOR = {"prior_variance", "prior_mean", "structure", "rank", "weight_sharing"}
 
 
 def prior_ewc(model, **options):
@@ -53,7 +69,7 @@ def trained(make, stream):
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("changes", [{}, {"train_from_scratch": True, "fisher": "exact"}])
+@pytest.mark.parametrize("changes", [{}, {"train_from_scratch": True, "fisher": "exact"}, DIAGONAL])
 def test_it_is_naive_with_the_plugin(changes):
     stream = task_stream(3).train_stream
     plugin = PriorEWCPlugin(**of_plugin(**changes))
@@ -98,12 +114,16 @@ def test_arguments_reach_the_plugin():
     given = of_plugin()
     strategy = prior_ewc(mlp(), **given)
     (plugin,) = [p for p in strategy.plugins if isinstance(p, PriorEWCPlugin)]
-    kept = {n: getattr(plugin, n) for n in given if n not in ("prior_variance", "prior_mean")}
+    kept = {n: getattr(plugin, n) for n in given.keys() - OF_POSTERIOR}
     assert kept.items() <= given.items()
     assert strategy.posterior is plugin.posterior
-    assert isinstance(strategy.posterior, GaussianPosterior)
-    assert strategy.posterior.prior_variance == given["prior_variance"]
-    assert strategy.posterior._prior_mean_kind == given["prior_mean"]
+    posterior = strategy.posterior
+    assert isinstance(posterior, KroneckerPosterior)
+    assert (posterior.rank, posterior.weight_sharing) == (2, "reduce")
+    assert posterior.prior_variance == given["prior_variance"]
+    assert posterior.state_dict()["prior_mean_kind"] == given["prior_mean"]
+    diagonal = prior_ewc(mlp(), **of_plugin(**DIAGONAL)).posterior
+    assert isinstance(diagonal, GaussianPosterior)
 
 
 def test_defaults_learn_and_evaluate():

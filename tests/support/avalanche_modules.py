@@ -1,6 +1,7 @@
 """Avalanche's heads, dynamic modules and models, and what becomes of each in PriorEWCPlugin."""
 
 import torch
+import torch.nn.functional as F
 from avalanche.benchmarks import tensors_benchmark
 from avalanche.models import (
     PNN,
@@ -19,6 +20,7 @@ from avalanche.models import (
     MTSimpleSequenceClassifier,
     MTSlimResNet18,
     MultiHeadClassifier,
+    MultiTaskModule,
     NCMClassifier,
     Prompt,
     SCRModel,
@@ -38,6 +40,7 @@ from torch import nn
 
 from avalanche_hnet import TaskStatisticsPlugin
 from tests.support.models import MultiHead
+from tests.support.streams import tensors
 
 
 def features(size=8):
@@ -157,3 +160,27 @@ def stream_of(case, n_samples=6, n_experiences=3):
         data.append((x, torch.arange(n_samples) % 2 + (2 * index if case["offset"] else 0)))
     labels = [*range(n_experiences)] if case["tasks"] else [0] * n_experiences
     return tensors_benchmark(train_tensors=data, test_tensors=data, task_labels=labels).train_stream
+
+
+def squared_gradients(model, experience):
+    """Sum over samples, each in a batch of two copies of itself, which no squeeze() can mistake."""
+    x, y, labels = tensors(experience)
+    parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    total = {n: torch.zeros_like(p, dtype=torch.float64) for n, p in parameters.items()}
+    model.eval()
+    for i in range(len(x)):
+        is_multi_task = isinstance(model, MultiTaskModule)
+        rest = [labels[[i, i]]] if is_multi_task else []
+        loss = F.cross_entropy(model(x[[i, i]], *rest)[:1], y[i : i + 1])
+        gradients = torch.autograd.grad(loss, [*parameters.values()], allow_unused=True)
+        for name, gradient in zip(parameters, gradients, strict=True):
+            if gradient is not None:
+                total[name] += gradient.double() ** 2
+    return total
+
+
+def padded(old, new):
+    """The old tensor with new rows of zeros."""
+    if old is None:
+        return torch.zeros_like(new)
+    return torch.cat([old, old.new_zeros(len(new) - len(old), *new.shape[1:])])

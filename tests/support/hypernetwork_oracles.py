@@ -96,3 +96,53 @@ def loop_weights(hypernetwork, task, parameters, activation=torch.tanh):
 
 def assert_same(found, expected, tolerance=1e-12):
     torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
+
+
+def loop_rows(model, x, y, label, activation=torch.tanh):
+    """By trunk layer, a (K, I + 1) with a one for the bias, and g (K, O), of one sample (1, …).
+
+    The gradient of the sample's cross-entropy by the layer's weight and bias is Σ_k g_k a_kᵀ.
+    """
+    hypernetwork, number = model.hypernetwork, model.task_number(label)
+    parameters = {n: p.detach() for n, p in hypernetwork.named_parameters()}
+    layers = [n for n, m in hypernetwork.trunk.named_children() if isinstance(m, nn.Linear)]
+    inputs, outputs, chunks = {n: [] for n in layers}, {n: [] for n in layers}, []
+    for k in range(hypernetwork.n_chunks):
+        z = parameters[f"embeddings.{number}"]
+        for of_chunks in ("chunk_embeddings", f"task_chunk_embeddings.{number}"):
+            if of_chunks in parameters:
+                z = torch.cat([parameters[of_chunks][k], z])
+        for layer in layers:
+            weight, bias = (parameters[f"trunk.{layer}.{p}"] for p in ("weight", "bias"))
+            inputs[layer].append(torch.cat([z.detach(), torch.ones(1)]))
+            h = weight @ z + bias
+            outputs[layer].append(h if h.requires_grad else h.requires_grad_())
+            z = activation(outputs[layer][-1])
+        chunks.append(z @ parameters["output.weight"] + parameters["output.bias"])
+    weights = torch.cat(chunks)[: hypernetwork.layout.n_weights]
+    if hypernetwork.offset is not None:
+        weights = weights + hypernetwork.offset
+    nll = nn.functional.cross_entropy(model(x, label, {label: weights}), y)
+    wanted = [h for layer in layers for h in outputs[layer]]
+    gradients = iter(torch.autograd.grad(nll, wanted))
+    return {
+        f"trunk.{layer}": (
+            torch.stack(inputs[layer]),
+            torch.stack([next(gradients) for _ in outputs[layer]]),
+        )
+        for layer in layers
+    }
+
+
+def loop_factors(model, x, y, labels, weight_sharing):
+    """A and G of each layer of the trunk, (1, I + 1, I + 1) and (1, O, O), sample by sample."""
+    total = {}
+    for n in range(len(x)):
+        for name, (a, g) in loop_rows(model, x[n : n + 1], y[n : n + 1], int(labels[n])).items():
+            if weight_sharing == "expand":
+                pair = sum(torch.outer(v, v) for v in a) / len(a), sum(torch.outer(v, v) for v in g)
+            else:
+                pair = torch.outer(a.mean(0), a.mean(0)), torch.outer(g.sum(0), g.sum(0))
+            before = total.get(name, (0, 0))
+            total[name] = tuple(t + p[None] / len(x) for t, p in zip(before, pair, strict=True))
+    return total

@@ -4,10 +4,12 @@ import torch
 from torch import nn
 
 from avalanche_hnet import EWC, FixedTarget, Jacobian, ValuePreserving
+from avalanche_hnet.core.fisher.kronecker_layer import layout_of
 from avalanche_hnet.core.regularizers import Experience
 from avalanche_hnet.core.regularizers.base import Penalty
 from avalanche_hnet.core.regularizers.deviation import SHARED, UNUSED
 from tests.support.hypernetwork_oracles import loop_weights, make
+from tests.support.kronecker import random_fisher
 
 KINDS = ["full", "chunks that divide", "chunks that do not divide", "chunks of tasks"]
 
@@ -51,6 +53,7 @@ class Samples:
             n: torch.rand(p.shape, generator=generator)
             for n, p in hypernetwork.shared_parameters().items()
         }
+        self.factors = made_up_factors(hypernetwork, seed)
         n_weights, n_tasks = hypernetwork.layout.n_weights, hypernetwork.n_tasks
         self.of_tasks = torch.rand(n_tasks, n_weights, generator=generator)
 
@@ -58,9 +61,25 @@ class Samples:
         self.asked.append(max_samples)
         return self.of_theta
 
+    def factors_of_shared_parameters(self, fisher, max_samples):
+        assert callable(fisher)
+        self.asked.append(max_samples)
+        return self.factors
+
     def of_weights(self, task, max_samples):
         self.asked.append((task, max_samples))
         return self.of_tasks[task]
+
+
+def made_up_factors(hypernetwork, seed):
+    """Products for the linear layers of the trunk, and a diagonal for all else."""
+    parameters = hypernetwork.shared_parameters()
+    layers = {
+        name: layout_of(name, layer, parameters)
+        for name, layer in hypernetwork.named_modules()
+        if isinstance(layer, nn.Linear)
+    }
+    return random_fisher(layers, parameters, seed)
 
 
 def begin(regularizer, hypernetwork, protected=(0, 1, 2), owners=None):

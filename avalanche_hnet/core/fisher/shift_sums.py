@@ -101,7 +101,8 @@ class ShiftSums:
                 block += blocks[number[first], number[second]]
             if left == right:
                 block.copy_((block + block.mT) / 2)
-                block.diagonal(dim1=1, dim2=2).clamp_min_(0)  # a difference, with its rounding
+                # What has gone out of the window may be all there was, but for its rounding.
+                block.diagonal(dim1=1, dim2=2).clamp_(min=0)
             else:
                 blocks[right, left] = block.mT
         return blocks.permute(2, 3, 0, 4, 1).reshape(n_groups, size, size)

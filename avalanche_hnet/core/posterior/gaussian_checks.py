@@ -84,6 +84,11 @@ def check_state(state: Any, current: Mapping[str, Any]) -> None:
     Raises:
         ValueError: for other keys, another prior, or tensors that do not fit each other.
     """
+    if isinstance(state, Mapping) and "layers" in state:
+        raise ValueError(
+            "state must be that of a GaussianPosterior, but has 'layers': it is of "
+            "structure='kronecker', a KroneckerPosterior"
+        )
     optional = {"likelihood"}  # which older states lack
     if not isinstance(state, Mapping) or state.keys() | optional != current.keys() | optional:
         got = sorted(state) if isinstance(state, Mapping) else type(state).__name__

@@ -55,10 +55,13 @@ def check_own_state(state: Any, current: Mapping[str, Any]) -> None:
     Raises:
         ValueError: naming the setting, or what is missing.
     """
-    missing = {*current, "layers"} - (state.keys() if isinstance(state, Mapping) else set())
+    keys = state.keys() if isinstance(state, Mapping) else set()
+    missing = {*current, "layers"} - keys
     if missing:
+        is_diagonal = "precision" in keys and "layers" not in keys
+        made_by = ": it is of structure='diagonal', a GaussianPosterior" if is_diagonal else ""
         raise ValueError(
-            f"state must be that of a KroneckerPosterior, but has no {sorted(missing)}"
+            f"state must be that of a KroneckerPosterior, but has no {sorted(missing)}{made_by}"
         )
     for name, value in current.items():
         if state[name] != value:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
 from avalanche_hnet.core.common.arguments import not_negative
+from avalanche_hnet.core.fisher.kronecker_layer import KroneckerFisher
 from avalanche_hnet.core.hypernetworks.network import HyperNetwork
 from avalanche_hnet.core.regularizers.lookahead import Lookahead
 
@@ -43,6 +44,16 @@ class FisherSource(Protocol):
 
     def of_shared_parameters(self, max_samples: int | None) -> Mapping[str, Tensor]:
         """Mean squared gradients of θ, by name, from at most ``max_samples`` samples."""
+
+    def factors_of_shared_parameters(
+        self, fisher: Callable[..., KroneckerFisher], max_samples: int | None
+    ) -> KroneckerFisher:
+        """The Fisher of θ, averaged over samples, with Kronecker products for layers.
+
+        Args:
+            fisher: computes it for a model, as :func:`kronecker_factors` does.
+            max_samples: use at most so many samples.
+        """
 
     def of_weights(self, task: int, max_samples: int | None) -> Tensor:
         """Mean squared gradients (W,) of the weights generated for a task of the experience."""

@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 
 from avalanche_hnet.core.common.arguments import at_least, fraction
-from avalanche_hnet.core.common.quadratic import Quadratic
+from avalanche_hnet.core.fisher.kronecker_sums import WeightSharing
 from avalanche_hnet.core.hypernetworks.network import HyperNetwork
-from avalanche_hnet.core.posterior.gaussian import GaussianPosterior
+from avalanche_hnet.core.posterior.protocol import Posterior, Term
+from avalanche_hnet.core.posterior.structure import Structure, make_posterior
 from avalanche_hnet.core.regularizers.base import Experience, FisherSource, Penalty, Regularizer
 from avalanche_hnet.core.regularizers.differentiate import gradients_or_none
+from avalanche_hnet.core.regularizers.earlier_experience import EarlierExperience, Fisher
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,12 +26,12 @@ class Terms:
     Attributes:
         n_samples: N, its number of samples.
         prior: 1/(2σ²) Σ_i θ_i² over what is not known yet.
-        earlier: ½ Σ_i Λ_i (θ_i − θ*_i)², one or one for each earlier experience.
+        earlier: ½ (θ − θ*)ᵀ Λ (θ − θ*), one or one for each earlier experience.
     """
 
     n_samples: int
-    prior: Quadratic
-    earlier: tuple[Quadratic, ...]
+    prior: Term
+    earlier: tuple[Term, ...]
 
 
 class EWC(Regularizer):
@@ -40,15 +42,27 @@ class EWC(Regularizer):
     Not online (Kirkpatrick et al. 2017), every experience t keeps a penalty of its own,
     1/N [1/(2σ²) Σ_i θ_i² + β/2 Σ_t Σ_i N_t F_ti (θ_i − θ*_ti)²], so memory grows with their number.
 
+    With ``structure="kronecker"`` the sum is (θ − θ*)ᵀ Λ (θ − θ*), Λ with a Kronecker product for
+    each hidden layer that is linear, as in :class:`KroneckerPosterior` (not online, N_t A_t ⊗ G_t
+    for each experience). The gradient of a sample by such a layer is a sum of products over chunks,
+    which are its positions; with one chunk the product of a single task is its Fisher, exactly. The
+    layer that generates the weights, whose G would be of the size of a chunk squared, embeddings of
+    chunks, and layers under spectral normalisation keep their diagonal.
+
     Args:
         beta: strength β; 1 is the Bayesian update.
         gamma: γ in [0, 1], how much of the precision from data is kept at each experience.
         online: keep one posterior rather than one penalty per experience.
         n_fisher: number of samples for the Fisher, drawn at random; all by default.
         prior_variance: σ².
+        structure: ``"diagonal"`` or ``"kronecker"``, see above.
+        rank: of ``"kronecker"``, online: how many products are kept for a layer; None for one for
+            each experience.
+        weight_sharing: of ``"kronecker"``: ``"expand"`` or ``"reduce"``, how chunks are treated,
+            see :func:`kronecker_factors`.
 
     Attributes:
-        posterior: the :class:`GaussianPosterior`, if online.
+        posterior: the :class:`GaussianPosterior` or :class:`KroneckerPosterior`, if online.
 
     Raises:
         TypeError, ValueError: if an argument is out of its range or contradicts another.
@@ -65,18 +79,28 @@ class EWC(Regularizer):
         online: bool = True,
         n_fisher: int | None = None,
         prior_variance: float = 1.0,
+        structure: Structure = "diagonal",
+        rank: int | None = 1,
+        weight_sharing: WeightSharing = "expand",
     ) -> None:
         super().__init__(beta)
         fraction(gamma=gamma)
         if gamma != 1 and not online:
             raise ValueError(f"gamma={gamma} needs online=True: nothing decays otherwise")
+        if rank != 1 and not online:
+            raise ValueError(
+                f"rank={rank} needs online=True: otherwise each experience has a product of its own"
+            )
         if n_fisher is not None:
             at_least(1, n_fisher=n_fisher)
         self.gamma = gamma
         self.online = online
         self.n_fisher = n_fisher
-        self.posterior = GaussianPosterior(prior_variance)
-        self._experiences: list[dict[str, dict[str, Tensor]]] = []  # weights and centres
+        self.structure: Structure = structure
+        self.posterior: Posterior = make_posterior(
+            structure, prior_variance, rank=rank, weight_sharing=weight_sharing
+        )
+        self._experiences: list[EarlierExperience] = []
         self._terms: Terms | None = None
 
     def before_experience(self, hypernetwork: HyperNetwork, experience: Experience) -> None:
@@ -85,6 +109,7 @@ class EWC(Regularizer):
         parameters = hypernetwork.shared_parameters()
         self.posterior.align(parameters)
         everything = {n: torch.ones_like(p, dtype=torch.bool) for n, p in parameters.items()}
+        device = hypernetwork.output.weight.device
         self._terms = Terms(
             n_samples=experience.n_samples,
             # Where there is a penalty per experience, the prior is in none of them.
@@ -92,16 +117,9 @@ class EWC(Regularizer):
             earlier=(
                 (self.posterior.ewc_term(),)
                 if self.online
-                else tuple(self._penalty_of(term) for term in self._experiences)
+                else tuple(experience.term(device) for experience in self._experiences)
             ),
         )
-
-    def _penalty_of(self, term: Mapping[str, Mapping[str, Tensor]]) -> Quadratic:
-        device = self._required_hypernetwork().output.weight.device
-        weights, centres = (
-            {n: t.to(device) for n, t in term[kind].items()} for kind in ("weights", "centres")
-        )
-        return Quadratic(weights, centres)
 
     @property
     def knows_nothing(self) -> bool:
@@ -122,13 +140,16 @@ class EWC(Regularizer):
         through_change: bool = False,
     ) -> Penalty:
         """The penalty at ``parameters`` and its gradient; ``change`` does not enter."""
-        frozen = self._required_hypernetwork().shared_parameters().keys() - parameters.keys()
+        shared = self._required_hypernetwork().shared_parameters()
+        frozen = shared.keys() - parameters.keys()
         terms = self._terms
         assert terms is not None
         leaves = {n: p.detach().requires_grad_() for n, p in parameters.items()}
         with torch.enable_grad():
-            earlier = [term(leaves, skip=frozen) for term in terms.earlier]
-            value = terms.prior(leaves, skip=frozen) + self.beta * sum(earlier)
+            # A layer's matrix takes all of its parameters, even frozen ones.
+            values = {**shared, **leaves}
+            earlier = [term(values, skip=frozen) for term in terms.earlier]
+            value = terms.prior(values, skip=frozen) + self.beta * sum(earlier)
             value = value / terms.n_samples
             gradients = gradients_or_none(value, [*leaves.values()])
         by_name = zip(leaves.items(), gradients, strict=True)
@@ -141,17 +162,18 @@ class EWC(Regularizer):
     def after_experience(self, source: FisherSource, tasks: tuple[int, ...]) -> None:
         """Compute the Fisher of θ and take it in."""
         parameters = self._required_hypernetwork().shared_parameters()
-        fisher = source.of_shared_parameters(self.n_fisher)
+        fisher: Fisher
+        if self.structure == "kronecker":
+            compute = self.posterior.fisher
+            fisher = source.factors_of_shared_parameters(compute, self.n_fisher)
+        else:
+            fisher = source.of_shared_parameters(self.n_fisher)
         if self.online:
             everything = {n: torch.ones_like(p, dtype=torch.bool) for n, p in parameters.items()}
             self.posterior.update(parameters, fisher, source.n_samples, everything, self.gamma)
-            return
-        self._experiences.append(
-            {
-                "weights": {n: source.n_samples * f for n, f in fisher.items()},
-                "centres": {n: p.detach().clone() for n, p in parameters.items()},
-            }
-        )
+        else:
+            earlier = EarlierExperience.of(fisher, source.n_samples, parameters)
+            self._experiences.append(earlier)
 
     def state_dict(self) -> dict[str, Any]:
         """The posterior, or all penalties."""
@@ -159,7 +181,7 @@ class EWC(Regularizer):
             **super().state_dict(),
             "online": self.online,
             "posterior": self.posterior.state_dict(),
-            "experiences": [{k: dict(v) for k, v in term.items()} for term in self._experiences],
+            "experiences": [experience.state_dict() for experience in self._experiences],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -171,7 +193,4 @@ class EWC(Regularizer):
                 f"online={self.online}"
             )
         self.posterior.load_state_dict(state["posterior"])
-        self._experiences = [
-            {k: {n: t.clone() for n, t in v.items()} for k, v in term.items()}
-            for term in state["experiences"]
-        ]
+        self._experiences = [EarlierExperience.from_state(each) for each in state["experiences"]]

@@ -164,8 +164,8 @@ def test_fisher_values_are_computed_of_what_was_learned(n_fisher):
     regularizer, samples = FixedTarget(fisher_weights=True, n_fisher=n_fisher), Samples(ours)
     regularizer.after_experience(samples, (2, 0))
     assert samples.asked == [(2, n_fisher), (0, n_fisher)]
-    for regularizer in (EWC(n_fisher=n_fisher), EWC(online=False, n_fisher=n_fisher)):
-        samples = Samples(ours)
+    for options in ({}, {"online": False}, {"structure": "kronecker"}):
+        regularizer, samples = EWC(n_fisher=n_fisher, **options), Samples(ours)
         regularizer.before_experience(ours, Experience((), 30))
         regularizer.after_experience(samples, (0,))
         assert samples.asked == [n_fisher]
@@ -182,6 +182,8 @@ REGULARIZERS = {
     "jacobian": lambda: Jacobian(BETA),
     "online": lambda: EWC(BETA, gamma=0.9, prior_variance=2.0),
     "ewc": lambda: EWC(BETA, online=False),
+    "kronecker": lambda: EWC(BETA, gamma=0.9, prior_variance=2.0, structure="kronecker", rank=2),
+    "kronecker, not online": lambda: EWC(BETA, online=False, structure="kronecker"),
 }
 
 
@@ -299,6 +301,18 @@ def test_bad_arguments_are_refused(cls, options, error, message):
         (lambda: EWC(gamma=1.5), r"gamma must lie in \[0, 1\], got 1.5"),
         (lambda: EWC(gamma=float("nan")), r"gamma must lie in \[0, 1\], got nan"),
         (lambda: EWC(gamma=0.5, online=False), "gamma=0.5 needs online=True"),
+        (lambda: EWC(rank=2, online=False, structure="kronecker"), "rank=2 needs online=True"),
+        (lambda: EWC(rank=None), "rank=None needs structure='kronecker', got 'diagonal'"),
+        (
+            lambda: EWC(rank=0, structure="kronecker"),
+            "rank must be an integer of at least 1, or None.*got 0",
+        ),
+        (lambda: EWC(weight_sharing="reduce"), "weight_sharing='reduce' needs structure='kron"),
+        (
+            lambda: EWC(weight_sharing="sum", structure="kronecker"),
+            "weight_sharing must be one of .*'reduce'.*got 'sum'",
+        ),
+        (lambda: EWC(structure="full"), "structure must be one of .*'kronecker'.*got 'full'"),
         (lambda: EWC(n_fisher=0), "n_fisher must be at least 1, got 0"),
         (lambda: EWC(prior_variance=0), "prior_variance must be positive and finite, got 0"),
     ],
