@@ -59,7 +59,7 @@ class LayerTerm:
     @cached_property
     def _weights(self) -> float | Tensor:
         """All that is by element alone, times s."""
-        of_products = self.layer.remainder
+        of_products = self.layer.remainder  # made anew, and kept here alone
         total = self.precision if of_products is None else of_products + self.precision
         return total * self.factor
 

@@ -74,7 +74,7 @@ class LayerProducts:
                 total[name] = total[name] + part if name in total else part
         return total
 
-    @cached_property
+    @property
     def remainder(self) -> Tensor | None:
         """What :meth:`add_products` leaves out, by element (K, O, I); None if that is nothing."""
         parts = [part for part in map(remainder_of, self._factors) if part is not None]
