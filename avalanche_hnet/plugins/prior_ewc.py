@@ -225,14 +225,7 @@ class PriorEWCPlugin(SupervisedPlugin):
     def after_forward(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
         """Refuse a first batch that does not fit the likelihood."""
         if strategy.clock.train_exp_iterations == 0:
-            refuse_other_forward(strategy)
-            check_first_batch(
-                self._required_experience().likelihood,
-                strategy._criterion,
-                strategy.mb_output,
-                strategy.mb_y,
-                stated_classes(strategy.experience),
-            )
+            _check_first_batch(strategy, self._required_experience().likelihood)
 
     def before_backward(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
         """Add the prior's and the earlier experiences' penalties to the loss."""
@@ -332,6 +325,13 @@ class PriorEWCPlugin(SupervisedPlugin):
         if self.penalty_step == "implicit" and not self._has_warned_of_steps:
             self._has_warned_of_steps = warn_of_others(strategy.optimizer, parameters, implicit)
         return ExperiencePenalty.of(self.posterior, parameters, active, n_samples, implicit)
+
+
+def _check_first_batch(strategy: SupervisedTemplate, likelihood: Likelihood) -> None:
+    refuse_other_forward(strategy)
+    classes = stated_classes(strategy.experience)
+    outputs, targets = strategy.mb_output, strategy.mb_y
+    check_first_batch(likelihood, strategy._criterion, outputs, targets, classes)
 
 
 def _fisher_rows(
