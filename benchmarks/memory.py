@@ -1,4 +1,4 @@
-"""Peak memory of a hypernetwork's training iteration with few and many tasks to regularise.
+"""Peak memory of a training iteration with few and many tasks to regularise.
 
 Each is measured in a process of its own: the peak of its resident memory, all of Python and
 PyTorch included.
@@ -8,17 +8,23 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from avalanche_hnet import ChunkedHyperNetwork, FixedTarget
+from avalanche_hnet import ChunkedHyperNetwork, FixedTarget, Gaussian, KroneckerPosterior
 from avalanche_hnet.core.regularizers import Experience
+from benchmarks.networks import mlp
 from benchmarks.rows import Limit, Row
 
 TASKS = (2, 100)
+EXPERIENCES = (1, 20)
+WIDTHS = (784, 1000, 1000, 10)
 FORMS = ("quadratic", "direct")
+KRONECKER: dict[str, int | None] = {"one product": 1, "all products": None}
 
 
 def peak() -> float:
@@ -58,21 +64,57 @@ def measure(form: str, n_tasks: int) -> None:
     print(peak())
 
 
+def kronecker_posterior(
+    n_experiences: int, rank: int | None, widths: Sequence[int] = WIDTHS
+) -> KroneckerPosterior:
+    """That of an MLP after experiences of random data, each with other weights."""
+    model, posterior = mlp(*widths), KroneckerPosterior(rank=rank)
+    parameters = dict(model.named_parameters())
+    posterior.align(parameters)
+    active = {name: torch.ones_like(p, dtype=torch.bool) for name, p in parameters.items()}
+    for _ in range(n_experiences):
+        batch = torch.randn(128, widths[0]), torch.randn(128, widths[-1])
+        fisher = posterior.fisher(model, [batch], likelihood=Gaussian())
+        posterior.update(parameters, fisher, len(batch[0]), active)
+    return posterior
+
+
+def measure_kronecker(products: str, n_experiences: int) -> None:
+    """Print the peak of a Kronecker-factored posterior's updates and of its penalty's gradient."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    posterior = kronecker_posterior(n_experiences, KRONECKER[products])
+    parameters = {n: nn.Parameter(mean + 0.01) for n, mean in posterior.mean.items()}
+    posterior.ewc_term()(parameters).backward()
+    print(peak())
+
+
 def rows(repeats: int) -> list[Row]:
-    """The whole process, with 2 and with 100 tasks, in both forms of the regulariser."""
+    """Whole processes: both forms of the regulariser, and Kronecker products, one or all."""
     measured = []
     for form in FORMS:
-        peaks = []
-        for n_tasks in TASKS:
-            command = [sys.executable, "-m", "benchmarks.memory", form, str(n_tasks)]
-            done = subprocess.run(command, capture_output=True, text=True, check=True)
-            peaks.append(float(done.stdout.split()[-1]))
-        few, many = (f"{form} form, 500,105 weights, {n} tasks" for n in TASKS)
-        ratio = peaks[1] / peaks[0]
         limit = Limit(1.1) if form == "quadratic" else None
-        measured.append(Row("memory", many, few, [ratio], peaks[1], "MB", limit=limit))
+        titles = [f"{form} form, 500,105 weights, {n} tasks" for n in TASKS]
+        measured.append(_row(form, TASKS, titles, limit))
+    weights = sum(n_outputs * (n_inputs + 1) for n_inputs, n_outputs in pairwise(WIDTHS))
+    for products, rank in KRONECKER.items():
+        limit = Limit(1.1) if rank == 1 else None
+        network = f"Kronecker posterior with {products}, {weights:,} weights"
+        titles = [f"{network}, {n} experience{'s'[: n > 1]}" for n in EXPERIENCES]
+        measured.append(_row(products, EXPERIENCES, titles, limit))
     return measured
 
 
+def _row(kind: str, numbers: Sequence[int], titles: Sequence[str], limit: Limit | None) -> Row:
+    peaks = []
+    for number in numbers:
+        command = [sys.executable, "-m", "benchmarks.memory", kind, str(number)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        peaks.append(float(done.stdout.split()[-1]))
+    few, many = titles
+    return Row("memory", many, few, [peaks[1] / peaks[0]], peaks[1], "MB", limit=limit)
+
+
 if __name__ == "__main__":
-    measure(sys.argv[1], int(sys.argv[2]))
+    kind, number = sys.argv[1], int(sys.argv[2])
+    (measure_kronecker if kind in KRONECKER else measure)(kind, number)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from avalanche.benchmarks import CLScenario
@@ -15,7 +15,9 @@ from benchmarks.rows import Limit, Row, in_turn
 from benchmarks.strategies import in_the_last_experience, naive, random_stream
 from benchmarks.timing import threads
 
-LIMIT = Limit(1.15)
+MAX_RANK = 16
+PLAIN, KRONECKER = "PriorEWCPlugin", "PriorEWCPlugin with Kronecker products"
+LOW_RANK = f"{KRONECKER}, max_rank={MAX_RANK}"
 
 
 def rows(repeats: int) -> list[Row]:
@@ -27,6 +29,7 @@ def rows(repeats: int) -> list[Row]:
             random_stream([128, 40 * 128], (784,), 10, labels=False),
             128,
             3 * repeats,
+            {PLAIN: Limit(1.15), KRONECKER: Limit(2), LOW_RANK: Limit(1.4)},
         )
     with threads(2):
         timed += _rows(
@@ -35,6 +38,7 @@ def rows(repeats: int) -> list[Row]:
             random_stream([32, 2 * 32], (3, 32, 32), 10, labels=False),
             32,
             repeats,
+            {PLAIN: Limit(1.15), KRONECKER: Limit(1.3), LOW_RANK: Limit(1.3)},
         )
     return timed
 
@@ -45,10 +49,13 @@ def _rows(
     benchmark: CLScenario,
     batch_size: int,
     repeats: int,
+    limits: Mapping[str, Limit],
 ) -> list[Row]:
     plugins: dict[str, list[SupervisedPlugin]] = {
         "Naive": [],
-        "PriorEWCPlugin": [PriorEWCPlugin(1e-3)],
+        PLAIN: [PriorEWCPlugin(1e-3)],
+        KRONECKER: [PriorEWCPlugin(1e-3, structure="kronecker")],
+        LOW_RANK: [PriorEWCPlugin(1e-3, structure="kronecker", max_rank=MAX_RANK)],
         "Avalanche's online EWC": [EWCPlugin(1e-3, mode="online", decay_factor=1.0)],
     }
     functions = {}
@@ -58,5 +65,5 @@ def _rows(
         in_the_last_experience(strategy, benchmark)
         functions[f"{name}, {network}"] = strategy.training_epoch
     n_iterations = len(strategy.dataloader)
-    limits = {f"PriorEWCPlugin, {network}": LIMIT}
-    return in_turn("EWC", functions, repeats=repeats, limits=limits, per_call=n_iterations)
+    of_rows = {f"{name}, {network}": limit for name, limit in limits.items()}
+    return in_turn("EWC", functions, repeats=repeats, limits=of_rows, per_call=n_iterations)

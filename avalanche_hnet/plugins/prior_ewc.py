@@ -136,6 +136,9 @@ class PriorEWCPlugin(SupervisedPlugin):
             experience.
         weight_sharing: of ``"kronecker"``: ``"expand"`` or ``"reduce"``, how layers are treated
             whose weights several positions share, see :func:`kronecker_factors`.
+        max_rank: of ``"kronecker"``: a cheaper penalty, with so many leading eigenpairs of each
+            factor at most, or as few as keep a share of its trace (a float in (0, 1)), and its
+            exact diagonal; all by default. Implicit steps cost the same with it.
 
     Attributes:
         posterior: a :class:`GaussianPosterior` or :class:`KroneckerPosterior`; save and load it
@@ -164,6 +167,7 @@ class PriorEWCPlugin(SupervisedPlugin):
         structure: Structure = "diagonal",
         rank: int | None = 1,
         weight_sharing: WeightSharing = "expand",
+        max_rank: int | float | None = None,
     ) -> None:
         super().__init__()
         not_negative(ewc_lambda=ewc_lambda)
@@ -184,7 +188,9 @@ class PriorEWCPlugin(SupervisedPlugin):
         self.log_every = log_every
         self.generator = generator
         self.penalty_step: PenaltyStep = penalty_step
-        self.posterior = make_posterior(structure, prior_variance, prior_mean, rank, weight_sharing)
+        self.posterior = make_posterior(
+            structure, prior_variance, prior_mean, rank, weight_sharing, max_rank
+        )
         self._experience: _CurrentExperience | None = None
         self._model_id: int | None = None  # rather than the model, which would be saved with it
         self._has_warned_of_steps = self._has_warned_of_prior = self._has_warned_of_layers = False
@@ -219,14 +225,7 @@ class PriorEWCPlugin(SupervisedPlugin):
     def after_forward(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
         """Refuse a first batch that does not fit the likelihood."""
         if strategy.clock.train_exp_iterations == 0:
-            refuse_other_forward(strategy)
-            check_first_batch(
-                self._required_experience().likelihood,
-                strategy._criterion,
-                strategy.mb_output,
-                strategy.mb_y,
-                stated_classes(strategy.experience),
-            )
+            _check_first_batch(strategy, self._required_experience().likelihood)
 
     def before_backward(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
         """Add the prior's and the earlier experiences' penalties to the loss."""
@@ -326,6 +325,13 @@ class PriorEWCPlugin(SupervisedPlugin):
         if self.penalty_step == "implicit" and not self._has_warned_of_steps:
             self._has_warned_of_steps = warn_of_others(strategy.optimizer, parameters, implicit)
         return ExperiencePenalty.of(self.posterior, parameters, active, n_samples, implicit)
+
+
+def _check_first_batch(strategy: SupervisedTemplate, likelihood: Likelihood) -> None:
+    refuse_other_forward(strategy)
+    classes = stated_classes(strategy.experience)
+    outputs, targets = strategy.mb_output, strategy.mb_y
+    check_first_batch(likelihood, strategy._criterion, outputs, targets, classes)
 
 
 def _fisher_rows(

@@ -46,7 +46,7 @@ class PriorEWC(AnyBatches, SupervisedTemplate):
         model: any module.
         optimizer: of the model's parameters.
         criterion: called with outputs and targets; None: ``nn.CrossEntropyLoss()``.
-        ewc_lambda: see :class:`PriorEWCPlugin`, as for all up to ``weight_sharing``: λ ≥ 0.
+        ewc_lambda: see :class:`PriorEWCPlugin`, as for all up to ``max_rank``: λ ≥ 0.
         prior_variance: σ² > 0.
         gamma: γ in [0, 1].
         fisher: ``"empirical"``, ``"sampled"`` or ``"exact"``.
@@ -60,6 +60,7 @@ class PriorEWC(AnyBatches, SupervisedTemplate):
         structure: ``"diagonal"`` or ``"kronecker"``.
         rank: of ``"kronecker"``: products that are kept for a layer; None: one for each experience.
         weight_sharing: of ``"kronecker"``: ``"expand"`` or ``"reduce"``.
+        max_rank: of ``"kronecker"``: of its factors in the penalty; None: all.
         train_mb_size: samples of a batch in training.
         train_epochs: epochs of each experience.
         eval_mb_size: samples of a batch in evaluation; None: as in training.
@@ -95,6 +96,7 @@ class PriorEWC(AnyBatches, SupervisedTemplate):
         structure: Structure = "diagonal",
         rank: int | None = 1,
         weight_sharing: WeightSharing = "expand",
+        max_rank: int | float | None = None,
         train_mb_size: int = 1,
         train_epochs: int = 1,
         eval_mb_size: int | None = 1,
@@ -137,6 +139,7 @@ class PriorEWC(AnyBatches, SupervisedTemplate):
             structure=structure,
             rank=rank,
             weight_sharing=weight_sharing,
+            max_rank=max_rank,
         )
         super().__init__(
             model=model,

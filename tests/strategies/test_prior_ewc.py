@@ -38,14 +38,16 @@ OF_PLUGIN = {
     "structure": "kronecker",
     "rank": 2,
     "weight_sharing": "reduce",
+    "max_rank": 8,
 }
 DIAGONAL = {
     "penalty_step": "implicit",
     "structure": "diagonal",
     "rank": 1,
     "weight_sharing": "expand",
+    "max_rank": None,
 }
-OF_POSTERIOR = {"prior_variance", "prior_mean", "structure", "rank", "weight_sharing"}
+OF_POSTERIOR = {"prior_variance", "prior_mean", "structure", "rank", "weight_sharing", "max_rank"}
 
 
 def prior_ewc(model, **options):
@@ -119,7 +121,7 @@ def test_arguments_reach_the_plugin():
     assert strategy.posterior is plugin.posterior
     posterior = strategy.posterior
     assert isinstance(posterior, KroneckerPosterior)
-    assert (posterior.rank, posterior.weight_sharing) == (2, "reduce")
+    assert (posterior.rank, posterior.weight_sharing, posterior.max_rank) == (2, "reduce", 8)
     assert posterior.prior_variance == given["prior_variance"]
     assert posterior.state_dict()["prior_mean_kind"] == given["prior_mean"]
     diagonal = prior_ewc(mlp(), **of_plugin(**DIAGONAL)).posterior

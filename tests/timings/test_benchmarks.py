@@ -111,14 +111,26 @@ def test_what_is_timed_does_what_it_says():
     assert strategy.regularizer.is_active
 
     rows = penalties._rows(
-        "tiny", lambda: mlp(6, 5, 3), random_stream([8, 8], (6,), 3, labels=False), 4, 1
+        "tiny",
+        lambda: mlp(6, 5, 3),
+        random_stream([8, 8], (6,), 3, labels=False),
+        4,
+        1,
+        {penalties.LOW_RANK: Limit(1.4)},
     )
-    assert [r.name.partition(",")[0] for r in rows] == ["PriorEWCPlugin", "Avalanche's online EWC"]
+    assert [(r.name, r.limit) for r in rows] == [
+        ("PriorEWCPlugin, tiny", None),
+        ("PriorEWCPlugin with Kronecker products, tiny", None),
+        ("PriorEWCPlugin with Kronecker products, max_rank=16, tiny", Limit(1.4)),
+        ("Avalanche's online EWC, tiny", None),
+    ]
 
     plain, inferred, anew, one_by_one = inference.of_network(8, 4).values()
     assert len(plain()) == len(one_by_one()) == inference.N_TASKS
     torch.testing.assert_close(inferred(), anew())
     assert memory.peak() > 50
+    posterior = memory.kronecker_posterior(3, None, (6, 5, 3))
+    assert [len(layer.products) for layer in posterior._parts.layers.values()] == [3, 3]
     assert {"fix-target", "Jacobian"} < {*regularizers.KINDS}
 
 

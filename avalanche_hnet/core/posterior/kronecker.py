@@ -33,6 +33,7 @@ from avalanche_hnet.core.posterior.kronecker_term import KroneckerTerm, LayerTer
 from avalanche_hnet.core.posterior.kronecker_variance import kronecker_output_variance
 from avalanche_hnet.core.posterior.layer_covariance import LayerCovariance
 from avalanche_hnet.core.posterior.layer_products import LayerProducts, accumulated, products_of
+from avalanche_hnet.core.posterior.low_rank import MaxRank, check_max_rank
 
 Layers = dict[str, LayerProducts]
 
@@ -62,6 +63,9 @@ class KroneckerPosterior:
         prior_variance: σ².
         rank: how many products are kept for a layer; None for one for each experience.
         weight_sharing: how layers are treated whose weights several positions share.
+        max_rank: so many leading eigenpairs at most, or as few as keep a share in (0, 1) of the
+            trace, stand for A and G in :meth:`ewc_term`, with what is left of their diagonals, so
+            that Λ's is exact; None for A and G as they are, which all else has, and the state.
         likelihood: that it was learned with, for predictions; None if not known. The state has
             it, unless it is of a user's own class.
 
@@ -75,12 +79,15 @@ class KroneckerPosterior:
         prior_mean: PriorMean = "zero",
         rank: int | None = 1,
         weight_sharing: WeightSharing = "expand",
+        max_rank: MaxRank = None,
     ) -> None:
         count_or_all(rank=rank)
+        check_max_rank(max_rank)
         one_of(WeightSharing, weight_sharing=weight_sharing)
         self._parts = _Parts(GaussianPosterior(prior_variance, prior_mean), {})
         self.prior_variance = float(prior_variance)
         self.rank = rank
+        self.max_rank = max_rank
         self.weight_sharing: WeightSharing = weight_sharing
         self.likelihood: Likelihood | None = None
 
@@ -210,20 +217,13 @@ class KroneckerPosterior:
         check_factors(parameters, fisher)
         elements = copy(self._parts.elements)
         elements.align(parameters)
-        by_element, new = dict(fisher.diagonal), {}
-        for name, factor in fisher.layers.items():
-            if factor.layout.weight in elements.mean:
-                mean = elements.mean[factor.layout.weight]
-                products = products_of(factor, n_samples, active, mean)
-                if products is None:
-                    by_element |= factor.diagonal()
-                else:
-                    new[name] = products
+        new, by_element = _taken_apart(fisher, n_samples, active, elements.mean)
         elements.update(parameters, by_element, n_samples, active, gamma)
-        layers: Layers = {}
         kept = _fitted(self._parts.layers, elements.mean) if gamma else {}
-        for name in dict.fromkeys([*kept, *new]):
-            layers[name] = accumulated(kept.get(name), new.get(name), gamma, self.rank)
+        layers = {
+            name: accumulated(kept.get(name), new.get(name), gamma, self.rank, self.max_rank)
+            for name in dict.fromkeys([*kept, *new])
+        }
         self._parts = _Parts(elements, layers)
 
     def sample(self, generator: torch.Generator | None = None) -> dict[str, Tensor]:
@@ -283,7 +283,9 @@ class KroneckerPosterior:
         check_own_state(state, own)
         elements = GaussianPosterior(self.prior_variance, self._parts.elements._prior_mean_kind)
         elements.load_state_dict({k: v for k, v in state.items() if k not in (*own, "layers")})
-        self._parts = _Parts(elements, layers_from_state(state["layers"], elements.mean))
+        self._parts = _Parts(
+            elements, layers_from_state(state["layers"], elements.mean, self.max_rank)
+        )
         self.likelihood = elements.likelihood
 
 
@@ -322,6 +324,24 @@ class _Parts(NamedTuple):
         precision = layer.layout.matrices(self.elements.precision)
         prior = 1 / self.elements.prior_variance
         return prior if bool((precision == prior).all()) else precision
+
+
+def _taken_apart(
+    fisher: KroneckerFisher,
+    n_samples: int,
+    active: Mapping[str, Tensor],
+    mean: Mapping[str, Tensor],
+) -> tuple[Layers, dict[str, Tensor]]:
+    """N times the products, and the Fisher of what has none, by element and averaged."""
+    layers, by_element = {}, dict(fisher.diagonal)
+    for name, factor in fisher.layers.items():
+        if factor.layout.weight in mean:
+            products = products_of(factor, n_samples, active, mean[factor.layout.weight])
+            if products is None:
+                by_element |= factor.diagonal()
+            else:
+                layers[name] = products
+    return layers, by_element
 
 
 def _fitted(layers: Layers, mean: Mapping[str, Tensor]) -> Layers:

@@ -40,7 +40,8 @@ def kronecker_implicit_step(
 
     The proximal step of the layer's penalty for a step size η, as :func:`implicit_step`, which the
     parameters of no layer take. In the eigenbasis of A ⊗ G, which is computed once, it is a
-    division; into it and back are four products of matrices. What is not known is left alone.
+    division; into it and back are four products of matrices, also where the penalty multiplies
+    with cheaper A and G (``max_rank``), whose step it then is. What is not known is left alone.
 
     Args:
         optimizer: has made its step; :func:`~.step_sizes.is_known`.
@@ -66,7 +67,7 @@ def kronecker_implicit_step(
 
 
 def _move(term: LayerTerm, parameters: Mapping[str, Tensor], rate: float) -> None:
-    basis, layout = term.layer.eigenbasis, term.layer.layout
+    basis, layout = term.layer.penalty_basis, term.layer.layout
     deviation = term.deviation(parameters)
     pull = (basis.values() + term.precision).mul_(rate * term.factor)
     # The change rather than D itself: it is exactly zero at the centre.

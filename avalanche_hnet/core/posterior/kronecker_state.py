@@ -11,6 +11,7 @@ from torch import Tensor
 
 from avalanche_hnet.core.fisher.kronecker_layer import LayerLayout
 from avalanche_hnet.core.posterior.layer_products import LayerProducts
+from avalanche_hnet.core.posterior.low_rank import MaxRank
 from avalanche_hnet.core.posterior.nearest_product import Product
 
 
@@ -23,19 +24,25 @@ def layer_state(layer: LayerProducts) -> dict[str, Any]:
     }
 
 
-def layers_from_state(states: Any, mean: Mapping[str, Tensor]) -> dict[str, LayerProducts]:
+def layers_from_state(
+    states: Any, mean: Mapping[str, Tensor], max_rank: MaxRank = None
+) -> dict[str, LayerProducts]:
     """The layers of :func:`layer_state`, by name.
 
     Args:
         states: by name.
         mean: of the posterior, by parameter name.
+        max_rank: of the layers, which their states do not have.
 
     Raises:
         ValueError: if a state is not that of a layer with these parameters.
     """
     if not isinstance(states, Mapping):
         raise ValueError(f"state['layers'] must be a dictionary, got {type(states).__name__}")
-    return {name: _layer(f"state['layers'][{name!r}]", s, mean) for name, s in states.items()}
+    return {
+        name: _layer(f"state['layers'][{name!r}]", state, mean, max_rank)
+        for name, state in states.items()
+    }
 
 
 def check_own_state(state: Any, current: Mapping[str, Any]) -> None:
@@ -63,7 +70,7 @@ def check_own_state(state: Any, current: Mapping[str, Any]) -> None:
             )
 
 
-def _layer(where: str, state: Any, mean: Mapping[str, Tensor]) -> LayerProducts:
+def _layer(where: str, state: Any, mean: Mapping[str, Tensor], max_rank: MaxRank) -> LayerProducts:
     if not isinstance(state, Mapping) or state.keys() != {"layout", "inputs", "outputs"}:
         raise ValueError(f"{where} must be a dictionary with 'layout', 'inputs' and 'outputs'")
     expected = {field.name for field in fields(LayerLayout)}
@@ -83,4 +90,5 @@ def _layer(where: str, state: Any, mean: Mapping[str, Tensor]) -> LayerProducts:
     if not state["inputs"] or len(state["inputs"]) != len(state["outputs"]):
         raise ValueError(f"{where} must have as many 'inputs' as 'outputs', and at least one")
     pairs = zip(state["inputs"], state["outputs"], strict=True)
-    return LayerProducts(layout, tuple(Product(*map(torch.clone, pair)) for pair in pairs))
+    products = tuple(Product(*map(torch.clone, pair)) for pair in pairs)
+    return LayerProducts(layout, products, max_rank)

@@ -52,10 +52,24 @@ class LayerTerm:
         is_block = torch.equal(self.known, rows[:, :, None] & columns[:, None, :])
         return is_block and not bool(says_more)
 
+    @cached_property
+    def _centres(self) -> dict[str, Tensor]:
+        return self.layer.layout.tensors(self.centre)
+
+    @cached_property
+    def _weights(self) -> float | Tensor:
+        """All that is by element alone, times s."""
+        of_products = self.layer.remainder  # made anew, and kept here alone
+        total = self.precision if of_products is None else of_products + self.precision
+        return total * self.factor
+
     def deviation(self, parameters: Mapping[str, Tensor], skip: Container[str] = ()) -> Tensor:
         """D (K, O, I), in the centre's type; zero for the names in ``skip``."""
         layout = self.layer.layout
-        deviation = layout.matrices(parameters).to(self.centre.dtype) - self.centre
+        deviation = torch.empty_like(self.centre)
+        # Into views of it, without a matrix that weight and bias are first copied into.
+        for name, part in layout.tensors(deviation).items():
+            torch.sub(parameters[name].detach(), self._centres[name], out=part)
         if self.known is not None:
             deviation = deviation.where(self.known, 0)
         if any(name in skip for name in self.names):
@@ -68,12 +82,8 @@ class LayerTerm:
 
     def gradient(self, deviation: Tensor) -> Tensor:
         """S (Σ_k G_k D A_k + p ∘ D) where that is known: (K, O, I)."""
-        added, beta = deviation, self.factor
-        if isinstance(self.precision, Tensor):
-            added = deviation * self.precision
-        else:
-            beta *= self.precision
-        gradient = self.layer.times(deviation, added, beta, self.factor)
+        gradient = deviation * self._weights
+        self.layer.add_products(gradient, deviation, self.factor)
         return gradient if self.known is None else gradient.where(self.known, 0)
 
 
@@ -81,7 +91,8 @@ class KroneckerTerm:
     """The sum of :class:`LayerTerm` over layers and of a :class:`Quadratic` for the rest.
 
     Value and gradient come out of the same products: two products of matrices for each layer and
-    each A ⊗ G.
+    each A ⊗ G, 2·O·I·(O + I) multiplications and additions, or 4·O·I·(r_A + r_G) where A and G
+    have ranks r_A and r_G.
 
     Attributes:
         layers: the layers.
@@ -143,7 +154,7 @@ class KroneckerTerm:
             gradient = layer.gradient(deviation)
             value = value.to(deviation.device) + _half_dot(deviation, gradient)
             by_name |= layer.layer.layout.tensors(gradient)
-        return value, [by_name[name].contiguous() for name in names]
+        return value, [by_name[name] for name in names]
 
 
 def _half_dot(left: Tensor, right: Tensor) -> Tensor:

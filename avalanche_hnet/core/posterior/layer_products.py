@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -12,6 +12,15 @@ from torch import Tensor
 
 from avalanche_hnet.core.fisher.kronecker_layer import KroneckerFactor, LayerLayout
 from avalanche_hnet.core.posterior.eigenbasis import Eigenbasis
+from avalanche_hnet.core.posterior.low_rank import (
+    Factor,
+    LowRank,
+    MaxRank,
+    Pair,
+    add_products,
+    low_rank,
+    remainder_of,
+)
 from avalanche_hnet.core.posterior.nearest_product import (
     Product,
     nearest_product,
@@ -26,16 +35,36 @@ class LayerProducts:
     Attributes:
         layout: how the layer's parameters make up matrices W (K, O, I).
         products: at least one.
+        max_rank: of their factors where the penalty multiplies with them, see :func:`low_rank`.
     """
 
     layout: LayerLayout
     products: tuple[Product, ...]
+    max_rank: MaxRank = None
 
     @cached_property
     def eigenbasis(self) -> Eigenbasis:
         """Of the product or, if there are several, of the one that is nearest to their sum."""
         single = self.products[0] if len(self.products) == 1 else nearest_product(self.products)
         return Eigenbasis.of(single)
+
+    @cached_property
+    def penalty_basis(self) -> Eigenbasis:
+        """The same for the products as the penalty has them."""
+        if self.max_rank is None:
+            return self.eigenbasis
+        whole = tuple(Product(*map(_whole, pair)) for pair in self._factors)
+        return LayerProducts(self.layout, whole).eigenbasis
+
+    @cached_property
+    def _factors(self) -> Sequence[Pair]:
+        """A_k and G_k, as the penalty multiplies with them."""
+        if self.max_rank is None:
+            return self.products
+        single = len(self.products) == 1
+        bases = [self.eigenbasis] if single else map(Eigenbasis.of, self.products)
+        pairs = zip(self.products, bases, strict=True)
+        return [_cheaper(product, basis, self.max_rank) for product, basis in pairs]
 
     def diagonal(self) -> dict[str, Tensor]:
         """That of Σ_k A_k ⊗ G_k, in the shapes of the layer's parameters, by name."""
@@ -45,13 +74,22 @@ class LayerProducts:
                 total[name] = total[name] + part if name in total else part
         return total
 
-    def times(self, deviation: Tensor, added: Tensor, beta: float, factor: float) -> Tensor:
-        """``beta · added + factor · Σ_k G_k D A_k`` for a deviation D (K, O, I)."""
-        for inputs, outputs in self.products:
-            right = deviation * inputs[:, None, :] if inputs.dim() == 2 else deviation @ inputs
-            added = torch.baddbmm(added, outputs, right, beta=beta, alpha=factor)
-            beta = 1.0
-        return added
+    @property
+    def remainder(self) -> Tensor | None:
+        """What :meth:`add_products` leaves out, by element (K, O, I); None if that is nothing."""
+        parts = [part for part in map(remainder_of, self._factors) if part is not None]
+        return torch.stack(parts).sum(0) if parts else None
+
+    def add_products(self, total: Tensor, deviation: Tensor, alpha: float) -> None:
+        """Add ``alpha · Σ_k G_k D A_k`` for a deviation D, but ``alpha ·`` remainder ∘ D.
+
+        Args:
+            total: (K, O, I), changed in place.
+            deviation: D (K, O, I).
+            alpha: a factor.
+        """
+        for pair in self._factors:
+            add_products(total, deviation, pair, alpha)
 
     def fitted(self, mean: Mapping[str, Tensor]) -> LayerProducts | None:
         """The same for parameters that have grown, moved or left; itself if none has.
@@ -83,11 +121,15 @@ class LayerProducts:
             Product(_resized(a.to(weight), n_inputs), _resized(g.to(weight), n_outputs))
             for a, g in self.products
         )
-        return LayerProducts(layout, products)
+        return replace(self, layout=layout, products=products)
 
 
 def accumulated(
-    before: LayerProducts | None, new: LayerProducts | None, gamma: float, rank: int | None
+    before: LayerProducts | None,
+    new: LayerProducts | None,
+    gamma: float,
+    rank: int | None,
+    max_rank: MaxRank = None,
 ) -> LayerProducts:
     """γ times the sum before and a new one, of the same layer, as at most ``rank`` products."""
     parts = [part for part in (before, new) if part is not None]
@@ -99,7 +141,7 @@ def accumulated(
     n_inputs = max(inputs.shape[-1] for inputs, _ in terms)
     terms = [Product(_resized(inputs, n_inputs), outputs) for inputs, outputs in terms]
     # Terms that are all zero make up no product, but a layer has one.
-    return LayerProducts(layout, nearest_products(terms, rank) or (terms[-1],))
+    return LayerProducts(layout, nearest_products(terms, rank) or (terms[-1],), max_rank)
 
 
 def products_of(
@@ -142,6 +184,18 @@ def active_matrix(
     blank = torch.zeros(n_groups, n_outputs, factor.inputs.shape[-1], dtype=torch.bool)
     inactive = layout.tensors(blank.to(factor.outputs.device))
     return layout.matrices({name: active.get(name, inactive[name]) for name in layout.names})
+
+
+def _cheaper(product: Product, basis: Eigenbasis, max_rank: MaxRank) -> Pair:
+    inputs, outputs = product
+    by_inputs: Factor = inputs
+    if basis.input_vectors is not None:
+        by_inputs = low_rank(inputs, basis.input_values, basis.input_vectors, max_rank)
+    return by_inputs, low_rank(outputs, basis.output_values, basis.output_vectors, max_rank)
+
+
+def _whole(factor: Factor) -> Tensor:
+    return factor.whole() if isinstance(factor, LowRank) else factor
 
 
 def _resized(matrices: Tensor, size: int) -> Tensor:

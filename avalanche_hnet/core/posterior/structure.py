@@ -8,6 +8,7 @@ from avalanche_hnet.core.common.arguments import one_of
 from avalanche_hnet.core.fisher.kronecker_sums import WeightSharing
 from avalanche_hnet.core.posterior.gaussian import GaussianPosterior, PriorMean
 from avalanche_hnet.core.posterior.kronecker import KroneckerPosterior
+from avalanche_hnet.core.posterior.low_rank import MaxRank
 from avalanche_hnet.core.posterior.protocol import Posterior
 
 Structure = Literal["diagonal", "kronecker"]
@@ -19,6 +20,7 @@ def make_posterior(
     prior_mean: PriorMean = "zero",
     rank: int | None = 1,
     weight_sharing: WeightSharing = "expand",
+    max_rank: MaxRank = None,
 ) -> Posterior:
     """A :class:`GaussianPosterior` or a :class:`KroneckerPosterior` that knows nothing yet.
 
@@ -28,8 +30,13 @@ def make_posterior(
     """
     one_of(Structure, structure=structure)
     if structure == "kronecker":
-        return KroneckerPosterior(prior_variance, prior_mean, rank, weight_sharing)
-    if rank != 1 or weight_sharing != "expand":
-        name, value = ("rank", rank) if rank != 1 else ("weight_sharing", weight_sharing)
-        raise ValueError(f"{name}={value!r} needs structure='kronecker', got {structure!r}")
+        return KroneckerPosterior(prior_variance, prior_mean, rank, weight_sharing, max_rank)
+    options = {
+        "rank": (rank, 1),
+        "weight_sharing": (weight_sharing, "expand"),
+        "max_rank": (max_rank, None),
+    }
+    for name, (value, default) in options.items():
+        if value != default:
+            raise ValueError(f"{name}={value!r} needs structure='kronecker', got {structure!r}")
     return GaussianPosterior(prior_variance, prior_mean)

@@ -53,7 +53,8 @@ class Explicit:
 def values_and_gradients(term, parameters, factor=1.0):
     parameters = {n: p.detach().clone().requires_grad_() for n, p in parameters.items()}
     value = term(parameters)
-    (factor * value).backward()
+    if value.requires_grad:  # or nothing is known
+        (factor * value).backward()
     return value.detach(), {n: p.grad for n, p in parameters.items() if p.grad is not None}
 
 
