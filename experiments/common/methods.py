@@ -107,7 +107,7 @@ METHODS: dict[str, Method] = {
         has_posterior=True,
     ),
     "prior-ewc-kron": Method(
-        plugin=partial(PriorEWCPlugin, structure="kronecker"),
+        plugin=partial(PriorEWCPlugin, structure="kronecker", fisher="exact"),
         strengths={
             "split-digits": _everywhere(1.0),
             "split-mnist": _everywhere(10.0),
