@@ -62,8 +62,8 @@ class Predictor:
             raise TypeError(f"model must be a torch.nn.Module, got {self.model!r}")
         if not isinstance(self.posterior, GaussianPosterior):
             raise TypeError(
-                "posterior must be a GaussianPosterior, such as that of a PriorEWCPlugin, "
-                f"got {self.posterior!r}"
+                "posterior must be a GaussianPosterior, such as plugin.posterior of a "
+                f"PriorEWCPlugin, got {self.posterior!r}"
             )
         if self.task_label is not None:
             integer("an integer or None", task_label=self.task_label)
