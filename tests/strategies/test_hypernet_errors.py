@@ -208,10 +208,13 @@ def float_experience(*shape):
 
 
 @pytest.mark.filterwarnings("ignore:Using a target size")
-@pytest.mark.parametrize("shape", [(), (2,), (1, 1)])
-def test_real_targets_of_another_shape_than_the_outputs_are_refused(shape):
+@pytest.mark.parametrize(
+    ("shape", "hint"),
+    [((), r" \(let the data set return them as targets.unsqueeze"), ((2,), "$"), ((1, 1), "$")],
+)
+def test_real_targets_of_another_shape_than_the_outputs_are_refused(shape, hint):
     refused(
-        r"targets have the shape \(5.*, but the outputs \(5, 1\); they must be the same",
+        rf"targets have the shape \(5.*, but the outputs \(5, 1\); they must be the same{hint}",
         float_experience(*shape),
         model=hyper_model(mlp(n_out=1)),
         criterion=nn.MSELoss(),
