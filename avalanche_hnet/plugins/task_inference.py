@@ -50,10 +50,10 @@ class TaskInferencePlugin(SupervisedPlugin):
 
     def before_train_dataset_adaptation(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
         """Refuse a training after which there could be no inference."""
-        TaskInference(strategy.model, **vars(self.options)).refuse_single_task()
         read = likelihood_of(strategy._criterion)
         if isinstance(read, Bernoulli):
             replace(self.options, likelihood=read)  # which refuses it
+        TaskInference(strategy.model, **vars(self.options)).refuse_single_task()
 
     def before_training(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
         """Make sure that the model itself is trained, if an evaluation was broken off."""
