@@ -102,7 +102,7 @@ class TaskStatisticsPlugin(SupervisedPlugin):
             if len(tasks) > 1:
                 raise ValueError(
                     f"a mini-batch mixes samples of the tasks {tasks}, and so has no statistics of "
-                    "a single one; TaskStatisticsPlugin does not go with replay"
+                    "a single one; TaskStatisticsPlugin does not go with replay: leave one out"
                 )
 
     def after_training_exp(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
