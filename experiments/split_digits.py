@@ -45,6 +45,8 @@ class SplitDigitsOptions(Options):
     """Settings of the hypernetwork."""
     prior_variance: Positive = 1e6
     """Variance of the prior of PriorEWC: so few samples per experience leave it little to say."""
+    prior_ewc_kron_variance: Positive = 100.0
+    """The same with a Kronecker-factored posterior."""
 
 
 def make_benchmark(options: Options, seed: int) -> CLScenario:

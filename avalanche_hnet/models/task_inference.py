@@ -115,14 +115,12 @@ class TaskInference(nn.Module):
         Raises:
             ValueError: if there are none.
         """
+        self.refuse_single_task()
         trained = self._trained_tasks()
         candidates = trained if self.options.tasks is None else tuple(self.options.tasks)
         if not candidates:
             raise ValueError(
                 "the model has not been trained on any task yet; name the tasks with tasks=[...]"
-                if self._is_multi_task()
-                else "the model is not a multi-task model: it gives the same outputs for every "
-                "task, so that there is nothing to infer"
             )
         untrained = {*candidates} - {*trained}
         if trained and untrained:
@@ -142,6 +140,20 @@ class TaskInference(nn.Module):
             return False
         known = self.options.tasks is not None or bool(self._trained_tasks())
         return known or not self._is_multi_task()
+
+    def refuse_single_task(self) -> None:
+        """Refuse a model that knows no tasks, where none are named either.
+
+        Raises:
+            ValueError: naming what would do.
+        """
+        if self.options.tasks is None and not self._is_multi_task():
+            raise ValueError(
+                f"{type(self.model).__name__} is not a multi-task model: it gives the same outputs "
+                "for every task, so that there is nothing to infer; give it a head for each task "
+                "(as_multitask, BlockMultiHeadClassifier), make it a HyperModel, or leave the task "
+                "inference out"
+            )
 
     def _multi_task_modules(self) -> list[MultiTaskModule]:
         return [m for m in self.model.modules() if isinstance(m, MultiTaskModule)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NoReturn
 
 from avalanche.training.templates import SupervisedTemplate
+from torch import Tensor
 
 
 def refuse_loss(strategy: SupervisedTemplate, parts: str, remedy: str) -> NoReturn:
@@ -18,9 +19,12 @@ def refuse_loss(strategy: SupervisedTemplate, parts: str, remedy: str) -> NoRetu
     Raises:
         ValueError: always.
     """
+    x = strategy.mb_x
+    advice = f"A smaller {remedy} may help"
+    if isinstance(x, Tensor) and not x.isfinite().all():
+        advice = "The inputs of this batch are not finite: look at the data set and its transforms"
     raise ValueError(
         f"the loss is not finite at iteration {strategy.clock.train_exp_iterations} of experience "
         f"{strategy.experience.current_experience}: {parts}; the weights have not been updated "
-        f"with it{'' if strategy.loss.is_cpu else ', but maybe before'}. A smaller {remedy} may "
-        "help"
+        f"with it{'' if strategy.loss.is_cpu else ', but maybe before'}. {advice}"
     )

@@ -154,7 +154,7 @@ def refuse_other_model(posterior: Posterior, model: nn.Module) -> None:
         check_loaded(posterior.mean, posterior.known, parameters)
     except ValueError as error:
         raise ValueError(
-            "this plugin has learned another model; make a new one for each model"
+            "this PriorEWCPlugin has learned another model; make a new one for each model"
         ) from error
 
 

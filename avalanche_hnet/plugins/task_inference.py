@@ -53,6 +53,7 @@ class TaskInferencePlugin(SupervisedPlugin):
         read = likelihood_of(strategy._criterion)
         if isinstance(read, Bernoulli):
             replace(self.options, likelihood=read)  # which refuses it
+        TaskInference(strategy.model, **vars(self.options)).refuse_single_task()
 
     def before_training(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
         """Make sure that the model itself is trained, if an evaluation was broken off."""

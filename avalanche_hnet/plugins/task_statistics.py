@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from contextlib import ExitStack
 from typing import Any, Literal
 
@@ -59,6 +60,7 @@ class TaskStatisticsPlugin(SupervisedPlugin):
         super().__init__()
         self.by: StatisticsKey = by
         self.statistics = TaskStatistics()
+        self._trained: dict[int | None, int] = {}  # the key of each experience, by its number
         self._is_training = False  # if so, the model's statistics are newer than those stored
         self._evaluated: ExitStack | None = None
 
@@ -88,6 +90,7 @@ class TaskStatisticsPlugin(SupervisedPlugin):
         """Put the statistics of the experience's task in place."""
         self._store(strategy)  # of an experience that was broken off
         self.statistics.begin(_model(strategy), self._key(strategy.experience))
+        self._warn_of_one_task(strategy.experience)
         self._is_training = True
 
     def before_forward(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
@@ -99,7 +102,7 @@ class TaskStatisticsPlugin(SupervisedPlugin):
             if len(tasks) > 1:
                 raise ValueError(
                     f"a mini-batch mixes samples of the tasks {tasks}, and so has no statistics of "
-                    "a single one; TaskStatisticsPlugin does not go with replay"
+                    "a single one; TaskStatisticsPlugin does not go with replay: leave one out"
                 )
 
     def after_training_exp(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
@@ -133,6 +136,21 @@ class TaskStatisticsPlugin(SupervisedPlugin):
         if self._evaluated is not None:
             self._evaluated.close()
             self._evaluated = None
+
+    def _warn_of_one_task(self, experience: CLExperience) -> None:
+        """Say in the second experience if both have the same statistics."""
+        key = self._key(experience)
+        number = getattr(whole(experience), "current_experience", None)
+        if number in self._trained:
+            return
+        self._trained[number] = key
+        if len(self._trained) == 2 and len({*self._trained.values()}) == 1:
+            warnings.warn(
+                "all experiences share one set of running statistics, as all so far have the task "
+                f"label {key}; give each its own (return_task_id=True in Avalanche's benchmarks), "
+                "or use TaskStatisticsPlugin(by='experience')",
+                stacklevel=3,
+            )
 
     def _key(self, experience: CLExperience) -> int:
         keys = self._keys(experience)

@@ -136,10 +136,13 @@ def _check_parts(model: object, optimizer: object) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, the main network, got {model!r}")
     if optimizer is not None and (isinstance(optimizer, Optimizer) or not callable(optimizer)):
+        is_made = isinstance(optimizer, Optimizer)  # whose repr has many lines
+        got = (
+            f"one that is made already, {type(optimizer).__name__}" if is_made else repr(optimizer)
+        )
         raise TypeError(
             "optimizer must be a function that makes an optimizer of the hypernetwork's "
-            "parameters, such as functools.partial(torch.optim.Adam, lr=1e-3), or None, got "
-            f"{optimizer!r}"
+            f"parameters, such as functools.partial(torch.optim.Adam, lr=1e-3), or None, got {got}"
         )
 
 

@@ -29,7 +29,7 @@ def check_loop(
     Raises:
         TypeError, ValueError: naming the argument, its value and what would be right.
     """
-    if criterion is not None and not callable(criterion):
+    if criterion is not None and (isinstance(criterion, type) or not callable(criterion)):
         raise TypeError(
             "criterion must be called with outputs and targets, such as nn.CrossEntropyLoss(), "
             f"got {criterion!r}"

@@ -109,7 +109,10 @@ class PriorEWC(AnyBatches, SupervisedTemplate):
         if not isinstance(model, nn.Module):
             raise TypeError(f"model must be a torch.nn.Module, got {model!r}")
         if not isinstance(optimizer, Optimizer):
-            raise TypeError(f"optimizer must be an Optimizer, got {optimizer!r}")
+            raise TypeError(
+                "optimizer must be an Optimizer, such as torch.optim.Adam(model.parameters()), got "
+                f"{optimizer!r}"
+            )
         check_loop(
             criterion=criterion,
             plugins=plugins,

@@ -94,7 +94,10 @@ def check_optimizers(
 ) -> None:
     """Refuse an optimizer that cannot be copied or differentiated through where that is needed."""
     if not isinstance(optimizer, Optimizer):
-        raise TypeError(f"optimizer must be an Optimizer, got {optimizer!r}")
+        raise TypeError(
+            "optimizer must be an Optimizer, such as torch.optim.Adam(model.parameters()), got "
+            f"{optimizer!r}"
+        )
     if embedding_optimizer is not None and not callable(embedding_optimizer):
         raise TypeError(
             "embedding_optimizer must be a function that makes an optimizer of parameters, such as "

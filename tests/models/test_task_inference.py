@@ -356,7 +356,7 @@ def test_bad_arguments_are_refused(options, error, message):
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (mlp(), "not a multi-task model"),
+        (mlp(), "Sequential is not a multi-task model.*give it a head for each task"),
         (MultiHead(), r"not been trained on any task yet.*tasks=\[\.\.\.\]"),
     ],
 )

@@ -81,7 +81,8 @@ def test_another_model_is_refused(make):
     stream = task_stream(2, task_labels=[0, 0]).train_stream
     plugin = PriorEWCPlugin()
     run(plugin, mlp(n_out=2), stream[:1])
-    refused(plugin, make(), stream[1], "this plugin has learned another model; make a new one")
+    message = "this PriorEWCPlugin has learned another model; make a new one"
+    refused(plugin, make(), stream[1], message)
 
 
 def test_a_copy_of_the_model_goes_on():

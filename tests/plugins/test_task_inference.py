@@ -93,6 +93,15 @@ def test_evaluation_of_a_model_that_knows_no_tasks_is_refused(trained):
         strategy.eval(benchmark.test_stream)
 
 
+def test_a_model_without_tasks_is_refused_before_it_is_trained():
+    model = nn.Sequential(nn.Linear(6, 2))
+    before = model[0].weight.detach().clone()
+    strategy = naive(model, TaskInferencePlugin())
+    with pytest.raises(ValueError, match="Sequential is not a multi-task model"):
+        strategy.train(benchmark_of((3, 1)).train_stream)
+    assert torch.equal(model[0].weight, before)
+
+
 def test_token_ids_are_inputs_too():
     """Integers, whose dtype the probabilities do not take."""
 

@@ -430,6 +430,26 @@ def refused(strategy, experiences, message):
             assert torch.equal(strategy.model.state_dict()[name], tensor)
 
 
+@pytest.mark.parametrize(
+    ("labels", "by", "warned"),
+    [
+        ([0, 0, 0], "task", 1),
+        ([0, 1, 0], "task", 0),
+        ([0, 0, 0], "experience", 0),
+    ],
+)
+def test_one_task_label_for_all_experiences_is_warned_of_once(labels, by, warned):
+    strategy = naive(one_head(), TaskStatisticsPlugin(by=by))
+    stream = shifted(labels).train_stream
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for experience in (stream[0], *stream):  # the first one twice
+            strategy.train(experience)
+    found = [w for w in caught if "share one set of running statistics" in str(w.message)]
+    assert len(found) == warned
+    assert all("by='experience'" in str(w.message) for w in found)
+
+
 def test_other_keys_are_refused():
     with pytest.raises(ValueError, match=r"by must be one of \('task', 'experience'\), got 'exp'"):
         TaskStatisticsPlugin(by="exp")

@@ -51,8 +51,12 @@ from tests.support.streams import regression_stream, task_stream
             TypeError,
             "embedding_optimizer must be .*got SGD",
         ),
-        ({"optimizer": "adam"}, TypeError, "optimizer must be an Optimizer, got 'adam'"),
-        ({"optimizer": torch.optim.Adam}, TypeError, "optimizer must be an Optimizer, got <class"),
+        ({"optimizer": "adam"}, TypeError, "optimizer must be an Optimizer.*, got 'adam'"),
+        (
+            {"optimizer": torch.optim.Adam},
+            TypeError,
+            "optimizer must be an Optimizer.*, got <class",
+        ),
     ],
 )
 def test_bad_arguments_of_the_strategy_are_refused(options, error, message):
@@ -208,14 +212,26 @@ def float_experience(*shape):
 
 
 @pytest.mark.filterwarnings("ignore:Using a target size")
-@pytest.mark.parametrize("shape", [(), (2,), (1, 1)])
-def test_real_targets_of_another_shape_than_the_outputs_are_refused(shape):
+@pytest.mark.parametrize(
+    ("shape", "hint"),
+    [((), r" \(let the data set return them as targets.unsqueeze"), ((2,), "$"), ((1, 1), "$")],
+)
+def test_real_targets_of_another_shape_than_the_outputs_are_refused(shape, hint):
     refused(
-        r"targets have the shape \(5.*, but the outputs \(5, 1\); they must be the same",
+        rf"targets have the shape \(5.*, but the outputs \(5, 1\); they must be the same{hint}",
         float_experience(*shape),
         model=hyper_model(mlp(n_out=1)),
         criterion=nn.MSELoss(),
     )
+
+
+def test_the_class_of_a_criterion_is_refused():
+    experience = task_stream(1).train_stream[0]
+    strategy = learner(hyper_model(), criterion=nn.CrossEntropyLoss)
+    before = [p.detach().clone() for p in strategy.model.parameters()]
+    with pytest.raises(TypeError, match=r"criterion must be CrossEntropyLoss\(\), got the class"):
+        strategy.train(experience)
+    assert all(map(torch.equal, before, strategy.model.parameters()))
 
 
 def test_targets_that_a_criterion_of_its_own_understands_are_trained_on():

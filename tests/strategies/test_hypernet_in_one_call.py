@@ -161,7 +161,11 @@ def test_beta_keeps_earlier_tasks_and_the_network_is_left_alone():
         ({"chunk_size": 10**6}, ValueError, "chunk_size must be at most the number of generated"),
         ({"chunk_embedding_dim": 3}, ValueError, "chunk_embedding_dim=3 needs a chunk_size"),
         ({"init": "xavier"}, ValueError, "init must be one of .*got 'xavier'"),
-        ({"optimizer": sgd(mlp().parameters())}, TypeError, "optimizer must be a function that m"),
+        (
+            {"optimizer": sgd(mlp().parameters())},
+            TypeError,
+            "optimizer must be a function that m.*got one that is made already, SGD$",
+        ),
         ({"optimizer": "adam"}, TypeError, "optimizer must be a function.*got 'adam'"),
         ({"optimizer": list}, TypeError, "optimizer must make an optimizer, but made"),
         ({"clip_grad_norm": 0.0}, ValueError, "clip_grad_norm must be positive"),

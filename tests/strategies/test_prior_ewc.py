@@ -184,8 +184,9 @@ def test_inputs_may_be_dictionaries():
     [
         ({"ewc_lambda": -1.0}, ValueError, "ewc_lambda must be at least 0 and finite, got -1"),
         ({"penalty_step": "explicit"}, ValueError, "penalty_step must be one of .*got 'explicit'"),
-        ({"optimizer": torch.optim.SGD}, TypeError, "optimizer must be an Optimizer, got <class"),
+        ({"optimizer": torch.optim.SGD}, TypeError, "optimizer must be an Optimizer.*, got <class"),
         ({"criterion": "mse"}, TypeError, "criterion must be called with outputs.*got 'mse'"),
+        ({"criterion": nn.MSELoss}, TypeError, r"such as nn.CrossEntropyLoss\(\), got <class"),
         ({"train_mb_size": 0}, ValueError, "train_mb_size must be at least 1, got 0"),
         ({"train_epochs": -1}, ValueError, "train_epochs must be at least 0, got -1"),
         ({"eval_mb_size": 0}, ValueError, "eval_mb_size must be at least 1, got 0"),

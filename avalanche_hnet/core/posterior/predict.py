@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, overload
 
 import torch
@@ -112,8 +114,8 @@ def predict(
         TypeError: if an argument is of another type, or ``likelihood`` none of the three.
         ValueError: for an unknown method or ``n_samples`` below 1; if the posterior is empty or
             that of another model; if the model takes task labels and none is given, or the
-            reverse; if classes are asked for and there is one output; if ``likelihood`` contradicts
-            the posterior's.
+            reverse; if it has no head for the label; if classes are asked for and there is one
+            output; if ``likelihood`` contradicts the posterior's.
     """
     predictor = Predictor(model, posterior, method, task_label, n_samples, generator)
     if not isinstance(likelihood, (Categorical, Gaussian, Bernoulli, type(None))):
@@ -121,7 +123,22 @@ def predict(
             f"likelihood must be Categorical(), Gaussian(noise) or Bernoulli(), got {likelihood!r}"
         )
     likelihood = likelihood_to_predict_with(likelihood, posterior) or Categorical()
-    if isinstance(likelihood, Gaussian):
-        return predictor.regression(x, likelihood)
-    dtype = next(iter(predictor.posterior.mean.values())).dtype
-    return predictor.probabilities(x, likelihood).to(dtype)
+    with _refusing_unknown_task(model, task_label):
+        if isinstance(likelihood, Gaussian):
+            return predictor.regression(x, likelihood)
+        dtype = next(iter(predictor.posterior.mean.values())).dtype
+        return predictor.probabilities(x, likelihood).to(dtype)
+
+
+@contextmanager
+def _refusing_unknown_task(model: nn.Module, task_label: int | None) -> Iterator[None]:
+    """Say what Avalanche's heads mean by a ``KeyError``."""
+    try:
+        yield
+    except KeyError as error:
+        if task_label is None or error.args not in ((task_label,), (str(task_label),)):
+            raise
+        raise ValueError(
+            f"task_label is {task_label}, for which {type(model).__name__} has no head; give the "
+            "label of a task that it has met in training or evaluation"
+        ) from error

@@ -61,7 +61,7 @@ class Predictor:
             raise TypeError(f"model must be a torch.nn.Module, got {self.model!r}")
         if not isinstance(self.posterior, Posterior):
             raise TypeError(
-                "posterior must be a GaussianPosterior or a KroneckerPosterior, such as that of a "
+                "posterior must be a GaussianPosterior or KroneckerPosterior, such as the posterior of a "
                 f"PriorEWCPlugin, got {self.posterior!r}"
             )
         if self.task_label is not None:

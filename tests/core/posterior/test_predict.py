@@ -312,6 +312,16 @@ def test_bad_arguments_are_refused():
         next(Predictor(model, posterior, "map").draws(x))
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_tasks_without_a_head_are_refused(method):
+    model = MultiHead()
+    posterior = posterior_of(model)
+    x = torch.randn(2, 6)
+    assert predict(model, posterior, x, method, task_label=0).shape == (2, 2)
+    with pytest.raises(ValueError, match="task_label is 4, for which MultiHead has no head"):
+        predict(model, posterior, x, method, task_label=4)
+
+
 def test_batch_statistics_are_refused():
     model = nn.Sequential(nn.BatchNorm1d(6, track_running_stats=False), nn.Linear(6, 2))
     with pytest.raises(ValueError, match="normalises with the statistics of the batch"):

@@ -65,6 +65,8 @@ def per_sample(values: Tensor) -> Tensor:
 def check_same_shape(outputs: Tensor, targets: Tensor, hint: str) -> None:
     """Refuse targets of another shape than the outputs, which PyTorch would broadcast."""
     if targets.shape != outputs.shape:
+        if targets.is_floating_point() and (*targets.shape, 1) == outputs.shape:
+            hint = " (let the data set return them as targets.unsqueeze(-1))"
         raise ValueError(
             f"targets have the shape {tuple(targets.shape)}, but the outputs "
             f"{tuple(outputs.shape)}; they must be the same{hint}"

@@ -26,8 +26,12 @@ def likelihood_of(criterion: object) -> Likelihood | None:
     Functions of ``torch.nn.functional`` are read like their classes.
 
     Raises:
+        TypeError: if the criterion is a class.
         ValueError: if the criterion is not reduced to one number.
     """
+    if isinstance(criterion, type):
+        name = criterion.__name__
+        raise TypeError(f"criterion must be {name}(), got the class {name} itself")
     criterion = as_module(criterion)
     if isinstance(criterion, _READABLE) and criterion.reduction == "none":
         raise ValueError("criterion must have reduction='mean' or 'sum', got 'none'")

@@ -144,6 +144,12 @@ def test_contradictions_are_refused(likelihood, criterion, message):
         resolve_likelihood(likelihood, criterion)
 
 
+@pytest.mark.parametrize("likelihood", [None, Gaussian()])
+def test_the_class_of_a_criterion_is_refused(likelihood):
+    with pytest.raises(TypeError, match=r"criterion must be MSELoss\(\), got the class MSELoss"):
+        resolve_likelihood(likelihood, nn.MSELoss)
+
+
 def test_a_likelihood_that_is_given_is_taken():
     given_one = Categorical()
     assert resolve_likelihood(given_one, nn.CrossEntropyLoss(label_smoothing=0.1)) is given_one
