@@ -86,8 +86,9 @@ def _everywhere(strength: float) -> dict[str, float]:
 # of 10, 100, 1000 and 10^4 with variances of 1, 100 and 10^4. The other scenarios take the same.
 # Permuted MNIST, in the domain scenario with seed 0: for EWC of 100, 1000, 10^4 and 10^5, for
 # PriorEWC of 30, 100, 300 and 1000 with prior variances of 0.3, 1 and 100. The other scenarios take
-# the same. PriorEWC with Kronecker factors: split digits, of 1, 10, 100 and 1000 with variances of 1,
-# 100 and 10^4; Permuted MNIST, of 1, 3, 10 and 30 with a variance of 1 and hidden layers of 256, 256.
+# the same. PriorEWC with Kronecker factors: split digits, of 1, 10, 100 and 1000 with variances of
+# 1, 100 and 10^4; Permuted MNIST, of 1, 3, 10 and 30 with a variance of 1 and hidden layers of 256,
+# 256.
 METHODS: dict[str, Method] = {
     "naive": Method(),
     "ewc": Method(

@@ -61,8 +61,8 @@ class Predictor:
             raise TypeError(f"model must be a torch.nn.Module, got {self.model!r}")
         if not isinstance(self.posterior, Posterior):
             raise TypeError(
-                "posterior must be a GaussianPosterior or KroneckerPosterior, such as the posterior "
-                f"of a PriorEWCPlugin, got {self.posterior!r}"
+                "posterior must be a GaussianPosterior or a KroneckerPosterior, such as "
+                f"plugin.posterior of a PriorEWCPlugin, got {self.posterior!r}"
             )
         if self.task_label is not None:
             integer("an integer or None", task_label=self.task_label)
