@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -49,12 +49,33 @@ def output_variance(
     with torch.inference_mode(False), torch.enable_grad():
         x, variances = usable(x), {n: usable(v) for n, v in variances.items()}
         method = SquaredGradients(model, parameters, x, task_label)
-        # Layers other than plain linear ones form the gradients of samples, and keep them.
-        n_weights = sum(p.numel() for p in parameters.values())
-        step = len(x) if method.choice.is_plain else max(1, _BUDGET // max(1, n_weights))
+        step = samples_at_once(method, parameters, len(x))
         parts = [_of_rows(method, rows, variances, is_needed) for rows in x.split(step)]
     outputs, variance = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
     return outputs, variance
+
+
+def samples_at_once(
+    method: SquaredGradients, parameters: Mapping[str, Tensor], n_samples: int
+) -> int:
+    """How many of the samples to take at a time, so that the memory stays bounded.
+
+    Layers other than plain linear ones form the gradients of samples, and keep them.
+    """
+    n_weights = sum(p.numel() for p in parameters.values())
+    return n_samples if method.choice.is_plain else max(1, _BUDGET // max(1, n_weights))
+
+
+def unit_factors(
+    outputs: Tensor, is_needed: Callable[[Tensor], Tensor] | None
+) -> Iterator[tuple[int, Tensor]]:
+    """The needed output units, by number, each with factors (B, …) that are one there alone."""
+    n_units = outputs[0].numel()
+    needed = range(n_units) if is_needed is None else is_needed(outputs).nonzero()[:, 0].tolist()
+    for unit in needed:
+        factor = torch.zeros_like(outputs)
+        factor.view(len(outputs), -1)[:, unit] = 1
+        yield unit, factor
 
 
 def _of_rows(
@@ -65,10 +86,6 @@ def _of_rows(
 ) -> tuple[Tensor, Tensor]:
     outputs, weighted_sums = method.forward_weighted(x, variances)
     variance = torch.zeros_like(outputs)
-    n_units = outputs[0].numel()
-    needed = range(n_units) if is_needed is None else is_needed(outputs).nonzero()[:, 0].tolist()
-    for unit in needed:
-        factor = torch.zeros_like(outputs)
-        factor.view(len(outputs), -1)[:, unit] = 1
+    for unit, factor in unit_factors(outputs, is_needed):
         variance.view(len(outputs), -1)[:, unit] = weighted_sums(factor)
     return outputs, variance

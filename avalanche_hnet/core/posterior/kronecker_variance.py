@@ -18,7 +18,11 @@ from avalanche_hnet.core.fisher.kronecker_rules import kronecker_rule
 from avalanche_hnet.core.fisher.layer_rows import LayerRows
 from avalanche_hnet.core.fisher.methods import PerSample, at_least_single
 from avalanche_hnet.core.fisher.one_task import OneTask
-from avalanche_hnet.core.fisher.output_variance import output_variance
+from avalanche_hnet.core.fisher.output_variance import (
+    output_variance,
+    samples_at_once,
+    unit_factors,
+)
 from avalanche_hnet.core.fisher.squared_gradients import SquaredGradients, Squares
 from avalanche_hnet.core.posterior.layer_covariance import LayerCovariance
 from avalanche_hnet.core.posterior.rotated_rows import (
@@ -26,9 +30,6 @@ from avalanche_hnet.core.posterior.rotated_rows import (
     forms_of_table,
     rotated_inputs,
 )
-
-# At most so many numbers of gradients of samples are held at a time (128 MiB of float32).
-_BUDGET = 2**25
 
 
 def kronecker_output_variance(
@@ -71,8 +72,7 @@ def kronecker_output_variance(
         method = SquaredGradients(model, names, x, task_label, rows)
         # A sample alone is given twice, since models may drop the dimension of the samples.
         alone = OneTask(model, names, task_label, in_pairs=True)
-        n_weights = sum(p.numel() for p in names.values())
-        step = len(x) if method.choice.is_plain else max(1, _BUDGET // max(1, n_weights))
+        step = samples_at_once(method, names, len(x))
         for start in range(0, len(x), step):
             part = slice(start, start + step)
             _Batch.of(method, alone, layers, rows, x[part]).add_to(total[part], is_needed)
@@ -126,14 +126,8 @@ class _Batch:
 
     def add_to(self, variance: Tensor, is_needed: Callable[[Tensor], Tensor] | None) -> None:
         """Add the layers' share to variances (B, …)."""
-        n_samples = len(self.outputs)
-        needed: Sequence[int] = range(self.outputs[0].numel())
-        if is_needed is not None:
-            needed = is_needed(self.outputs).nonzero()[:, 0].tolist()
-        for unit in needed:
-            factor = torch.zeros_like(self.outputs)
-            factor.view(n_samples, -1)[:, unit] = 1
-            variance.view(n_samples, -1)[:, unit] += self._of_unit(factor)
+        for unit, factor in unit_factors(self.outputs, is_needed):
+            variance.view(len(variance), -1)[:, unit] += self._of_unit(factor)
 
     def _of_unit(self, factor: Tensor) -> Tensor:
         total = factor.new_zeros(len(factor))
