@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from avalanche_hnet.core.fisher.gram_sums import GramSums
 from avalanche_hnet.core.fisher.layer_rows import Rows
 from avalanche_hnet.core.fisher.layer_rules import padded_for
-from avalanche_hnet.core.fisher.shift_sums import ShiftSums, share_of_work
+from avalanche_hnet.core.fisher.shift_sums import Padding, ShiftSums, share_of_work
 
 # At most so many inputs of a convolution are copied at a time (32 MiB of float32).
 _BUDGET = 2**23
@@ -103,19 +103,23 @@ class PatchSums(RowSums):
     def add(self, layer: nn.Module, inputs: Tensor, rows: Rows) -> None:
         """See :class:`InputSums`."""
         assert isinstance(layer, Convolution)
-        padded, positions = padded_for(layer, inputs), rows.gradients.shape[2:-1]
+        positions = rows.gradients.shape[2:-1]
         if not self.reduces and not _is_worth_shifting(layer, positions):
             super().add(layer, inputs, rows)
             return
         self.n_samples += len(inputs)
-        means = (_patch_sums(padded, layer) / positions.numel()).to(self.rows.dtype)
-        if self.reduces:
-            self.add_rows(means)
-            return
-        self.rows += means.sum((1, 2))
-        step = max(1, _BUDGET // (positions.numel() * self.rows.numel()))
-        for images in padded.split(step):
-            self._shifts.add(images, 1 / positions.numel())
+        n_positions, padding = positions.numel(), _zeros_around(layer)
+        needs_padded = self.reduces or self.has_bias or padding is None
+        padded = padded_for(layer, inputs) if needs_padded else inputs
+        if self.reduces or self.has_bias:
+            means = (_patch_sums(padded, layer) / n_positions).to(self.rows.dtype)
+            if self.reduces:
+                self.add_rows(means)
+                return
+            self.rows += means.sum((1, 2))
+        step = max(1, _BUDGET // (n_positions * self.rows.numel()))
+        for images in (padded if padding is None else inputs).split(step):
+            self._shifts.add(images, 1 / n_positions, padding)
 
     def mean(self) -> Tensor:
         """See :class:`InputSums`."""
@@ -159,7 +163,17 @@ def _is_worth_shifting(layer: Convolution, positions: Sequence[int]) -> bool:
     """Whether the products of the patches are cheaper as shifts of others."""
     if any(s > 1 for s in layer.stride) or layer.in_channels // layer.groups < _FEWEST_CHANNELS:
         return False
-    return share_of_work(tuple(positions), layer.kernel_size, layer.dilation) < _ALL_BUT_SYMMETRIC
+    padding = _zeros_around(layer)
+    share = share_of_work(tuple(positions), layer.kernel_size, layer.dilation, padding)
+    return share < _ALL_BUT_SYMMETRIC
+
+
+def _zeros_around(layer: Convolution) -> Padding | None:
+    """The numbers of zeros before and after the inputs, or None if other numbers are there."""
+    if layer.padding_mode != "zeros":
+        return None
+    ends = iter(layer._reversed_padding_repeated_twice)
+    return tuple(zip(ends, ends, strict=True))[::-1]
 
 
 def _patch_sums(padded: Tensor, layer: Convolution) -> Tensor:
