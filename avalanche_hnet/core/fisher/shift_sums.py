@@ -14,6 +14,10 @@ Offset = tuple[int, ...]
 Padding = tuple[tuple[int, int], ...]
 
 
+# Products of fewer rows than this are slow.
+_SHORTEST_LINE = 64
+
+
 class Pair(NamedTuple):
     """Two elements of a kernel, and the pair that it is the shift of, in one dimension, by one.
 
@@ -96,7 +100,7 @@ class ShiftSums:
         sizes = zip(images.shape[2:], padding, self._kernel, self._dilation, strict=True)
         window = tuple(n + sum(around) - d * (k - 1) for n, around, k, d in sizes)
         groups = images.to(self._sums.dtype).unflatten(1, self._shape[1:3])
-        windows = _Windows(groups.movedim(1, 0).movedim(2, -1).contiguous())
+        windows = _Windows(groups.movedim((1, 0, 2), (0, -2, -1)).contiguous())
         for number, is_out, left, right, size in _parts(
             window, self._kernel, self._dilation, padding
         ):
@@ -152,21 +156,29 @@ def share_of_work(
 
 
 class _Windows:
-    """Rows of images (K, B, …, C) in windows, each copied once."""
+    """Rows of images (K, …, B, C) in windows."""
 
     def __init__(self, images: Tensor) -> None:
         self._images = images
-        self._copies: dict[tuple[Offset, tuple[int, ...]], Tensor] = {}
+        self._rows: dict[tuple[Offset, tuple[int, ...]], Tensor] = {}
 
     def __call__(self, starts: Offset, size: tuple[int, ...]) -> Tensor:
-        """(K, M, C) of the window that starts there."""
+        """(K, L, M, C), L·M rows of the window that starts there.
+
+        A view, if there are one or two dimensions and one group; but lines that are short are
+        copied, and everything is copied only once.
+        """
         key = starts, size
-        if key not in self._copies:
+        if key not in self._rows:
             part = self._images
-            for i, (start, length) in enumerate(zip(starts, size, strict=True), start=2):
+            for i, (start, length) in enumerate(zip(starts, size, strict=True), start=1):
                 part = part.narrow(i, start, length)
-            self._copies[key] = part.flatten(1, -2).contiguous()
-        return self._copies[key]
+            lines = part.flatten(-3, -2)
+            if len(lines) > 1 or lines.shape[-2] < _SHORTEST_LINE:
+                self._rows[key] = lines.flatten(1, -2)[:, None]
+            else:
+                self._rows[key] = lines.flatten(1, -3) if len(size) > 1 else lines[:, None]
+        return self._rows[key]
 
 
 @cache
@@ -224,6 +236,6 @@ def _moved(offset: Offset, dim: int, by: int) -> Offset:
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor, weight: float) -> None:
     if len(total) == 1:  # one matrix is faster than a batch of one
-        total[0].addmm_(left[0].T, right[0], alpha=weight)
+        total[0].addbmm_(left[0].mT, right[0], alpha=weight)
     else:
-        total.baddbmm_(left.mT, right, alpha=weight)
+        total.baddbmm_(left[:, 0].mT, right[:, 0], alpha=weight)
