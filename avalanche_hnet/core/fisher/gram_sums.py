@@ -27,25 +27,33 @@ class GramSums:
         return self._upper is not None
 
     def add(self, rows: Tensor, weight: float = 1.0) -> None:
-        """Add ``weight`` times the products of rows (K, …, X)."""
+        """Add ``weight`` times the products of rows (K, …, X), zeros after those that are shorter."""
         if not rows.numel():
             return
         if self._upper is None:
             self._upper = self._like.new_zeros(self._shape)
         rows = _as_matrices(rows.to(self._upper.dtype))
+        size = rows.shape[-1]
         if len(rows) > 1:
-            self._upper.baddbmm_(rows.mT, rows, alpha=weight)
+            self._upper[:, :size, :size].baddbmm_(rows.mT, rows, alpha=weight)
             return
         matrix, total = rows[0], self._upper[0]
-        for start in range(0, len(total), _BLOCK):
-            left = matrix[:, start : start + _BLOCK].T
-            total[start : start + _BLOCK, start:].addmm_(left, matrix[:, start:], alpha=weight)
+        for start in range(0, size, _BLOCK):
+            end = min(start + _BLOCK, size)
+            upper = total[start:end, start:size]
+            upper.addmm_(matrix[:, start:end].T, matrix[:, start:], alpha=weight)
 
     def total(self) -> Tensor:
-        """The sums (K, X, X), symmetric to the last digit."""
+        """The sums (K, X, X), symmetric to the last digit: the tensor that they were added in."""
         if self._upper is None:
             return self._like.new_zeros(self._shape)
-        return self._upper.triu() + self._upper.triu(1).mT
+        total = self._upper
+        for start in range(0, total.shape[1], _BLOCK):
+            end = start + _BLOCK
+            block = total[:, start:end, start:end]
+            block.copy_(block.triu() + block.triu(1).mT)
+            total[:, end:, start:end] = total[:, start:end, end:].mT
+        return total
 
 
 def _as_matrices(rows: Tensor) -> Tensor:

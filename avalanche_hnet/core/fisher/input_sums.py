@@ -47,7 +47,8 @@ class RowSums:
     def __init__(
         self, like: Tensor, sizes: tuple[int, int], *, has_bias: bool, reduces: bool
     ) -> None:
-        self.products = GramSums(like, *sizes)
+        n_groups, n_inputs = sizes
+        self.products = GramSums(like, n_groups, n_inputs + has_bias)
         self.rows = like.new_zeros(sizes)
         self.has_bias, self.reduces = has_bias, reduces
         self.n_samples = 0
@@ -73,15 +74,12 @@ class RowSums:
         """See :class:`InputSums`."""
         return self.with_bias(self.products.total())
 
-    def with_bias(self, products: Tensor) -> Tensor:
-        """The average (K, I + 1, I + 1), if there is a bias, of products (K, I, I) given away."""
-        n_samples = max(1, self.n_samples)
-        if not self.has_bias:
-            return products.div_(n_samples)
-        corner = self.rows.new_full((len(products), 1, 1), self.n_samples)
-        column = self.rows[..., None]
-        upper, lower = torch.cat([products, column], 2), torch.cat([column.mT, corner], 2)
-        return torch.cat([upper, lower], 1).div_(n_samples)
+    def with_bias(self, total: Tensor) -> Tensor:
+        """The average of products (K, I, I), which are given away; I counts the bias, if any."""
+        if self.has_bias:
+            total[:, :-1, -1] = total[:, -1, :-1] = self.rows
+            total[:, -1, -1] = self.n_samples
+        return total.div_(max(1, self.n_samples))
 
 
 class PatchSums(RowSums):
@@ -126,7 +124,12 @@ class PatchSums(RowSums):
         shifted = self._shifts.total()
         if shifted is None:
             return super().mean()
-        return self.with_bias(shifted + self.products.total() if self.products.is_used else shifted)
+        if not self.has_bias and not self.products.is_used:
+            return self.with_bias(shifted)
+        total = self.products.total()
+        size = shifted.shape[-1]
+        total[:, :size, :size] += shifted
+        return self.with_bias(total)
 
 
 class TableSums:
