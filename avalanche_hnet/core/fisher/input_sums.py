@@ -63,7 +63,7 @@ class RowSums:
 
     def add_rows(self, a: Tensor) -> None:
         """Add rows (K, b, R, I) of b samples."""
-        if self.reduces:
+        if self.reduces and a.shape[2] > 1:
             a = a.mean(2, keepdim=True)
         n_positions = a.shape[2]
         self.products.add(a, 1 / n_positions)

@@ -70,13 +70,16 @@ def test_products_with_zeros_around_an_image_are_left_out():
 
 @pytest.mark.parametrize("block", [2, 256])
 @pytest.mark.parametrize("groups", [1, 3])
-def test_sums_of_products_of_rows(groups, block, monkeypatch):
+@pytest.mark.parametrize("enough_rows", [1, 13, 256])
+def test_sums_of_products_of_rows(groups, block, enough_rows, monkeypatch):
     monkeypatch.setattr("avalanche_hnet.core.fisher.gram_sums._BLOCK", block)
+    monkeypatch.setattr("avalanche_hnet.core.fisher.gram_sums._ENOUGH_ROWS", enough_rows)
     rows = torch.randn(groups, 4, 3, 5)
     sums = GramSums(rows, groups, 5)
     assert not sums.total().any()
     sums.add(rows, 0.5)
-    sums.add(rows.movedim(-1, 2).contiguous().movedim(2, -1), 0.25)
-    expected = 0.75 * torch.einsum("kbri,kbrj->kij", rows, rows)
+    for _ in range(3):
+        sums.add(rows.movedim(-1, 2).contiguous().movedim(2, -1), 0.25)
+    expected = 1.25 * torch.einsum("kbri,kbrj->kij", rows, rows)
     torch.testing.assert_close(sums.total(), expected)
     assert torch.equal(sums.total(), sums.total().mT)
