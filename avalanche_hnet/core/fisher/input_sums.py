@@ -96,17 +96,22 @@ class PatchSums(RowSums):
         n_channels = layer.in_channels // layer.groups
         sizes = layer.groups, n_channels * prod(layer.kernel_size)
         super().__init__(like, sizes, has_bias=has_bias, reduces=reduces)
-        self._shifts = ShiftSums(like, layer.groups, n_channels, layer.kernel_size, layer.dilation)
+        n = self._n_stacked = _n_stacked(layer)
+        self._kernel = (1,) * n + layer.kernel_size[n:]
+        self._dilation = (1,) * n + layer.dilation[n:]
+        n_channels *= prod(layer.kernel_size[:n])
+        self._shifts = ShiftSums(like, layer.groups, n_channels, self._kernel, self._dilation)
 
     def add(self, layer: nn.Module, inputs: Tensor, rows: Rows) -> None:
         """See :class:`InputSums`."""
         assert isinstance(layer, Convolution)
         positions = rows.gradients.shape[2:-1]
-        if not self.reduces and not _is_worth_shifting(layer, positions):
+        padding = None if self._n_stacked else _zeros_around(layer)
+        if not self.reduces and not self._is_worth_shifting(layer, positions, padding):
             super().add(layer, inputs, rows)
             return
         self.n_samples += len(inputs)
-        n_positions, padding = positions.numel(), _zeros_around(layer)
+        n_positions = positions.numel()
         needs_padded = self.reduces or self.has_bias or padding is None
         padded = padded_for(layer, inputs) if needs_padded else inputs
         if self.reduces or self.has_bias:
@@ -117,7 +122,8 @@ class PatchSums(RowSums):
             self.rows += means.sum((1, 2))
         step = max(1, _BUDGET // (n_positions * self.rows.numel()))
         for images in (padded if padding is None else inputs).split(step):
-            self._shifts.add(images, 1 / n_positions, padding)
+            stacked = _stacked(images, layer, self._n_stacked)
+            self._shifts.add(stacked, 1 / n_positions, padding)
 
     def mean(self) -> Tensor:
         """See :class:`InputSums`."""
@@ -130,6 +136,17 @@ class PatchSums(RowSums):
         size = shifted.shape[-1]
         total[:, :size, :size] += shifted
         return self.with_bias(total)
+
+    def _is_worth_shifting(
+        self, layer: Convolution, positions: Sequence[int], padding: Padding | None
+    ) -> bool:
+        """Whether the products of the patches are cheaper as shifts of others."""
+        if layer.stride[-1] > 1 or (layer.kernel_size[-1] == 1 and self._n_stacked):
+            return False
+        if len(positions) == 1 and layer.in_channels // layer.groups < _FEWEST_CHANNELS:
+            return False
+        share = share_of_work(tuple(positions), self._kernel, self._dilation, padding)
+        return share < _ALL_BUT_SYMMETRIC
 
 
 class TableSums:
@@ -162,13 +179,28 @@ class TableSums:
         return self._squares / max(1, self._n_samples)
 
 
-def _is_worth_shifting(layer: Convolution, positions: Sequence[int]) -> bool:
-    """Whether the products of the patches are cheaper as shifts of others."""
-    if any(s > 1 for s in layer.stride) or layer.in_channels // layer.groups < _FEWEST_CHANNELS:
-        return False
-    padding = _zeros_around(layer)
-    share = share_of_work(tuple(positions), layer.kernel_size, layer.dilation, padding)
-    return share < _ALL_BUT_SYMMETRIC
+def _n_stacked(layer: Convolution) -> int:
+    """In how many dimensions the elements of the kernel are taken for channels.
+
+    In all but the last, if there are few channels, or patches that are no neighbours.
+    """
+    n_channels = layer.in_channels // layer.groups
+    if n_channels < _FEWEST_CHANNELS or any(s > 1 for s in layer.stride):
+        return len(layer.kernel_size) - 1
+    return 0
+
+
+def _stacked(padded: Tensor, layer: Convolution, n: int) -> Tensor:
+    """Images with the kernel's elements in n dimensions as channels, after the channels."""
+    if n == 0:
+        return padded
+    windows = padded
+    for i, (size, stride, dilation) in enumerate(
+        zip(layer.kernel_size[:n], layer.stride, layer.dilation, strict=False), start=2
+    ):
+        windows = windows.unfold(i, dilation * (size - 1) + 1, stride)[..., ::dilation]
+    ends = range(windows.dim() - n, windows.dim())
+    return windows.movedim(tuple(ends), tuple(range(2, 2 + n))).flatten(1, 1 + n)
 
 
 def _zeros_around(layer: Convolution) -> Padding | None:
