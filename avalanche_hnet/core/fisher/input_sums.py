@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from avalanche_hnet.core.fisher.gram_sums import GramSums
 from avalanche_hnet.core.fisher.layer_rows import Rows
 from avalanche_hnet.core.fisher.layer_rules import padded_for
-from avalanche_hnet.core.fisher.shift_sums import ShiftSums, share_of_work
+from avalanche_hnet.core.fisher.shift_sums import Padding, ShiftSums, share_of_work
 
 # At most so many inputs of a convolution are copied at a time (32 MiB of float32).
 _BUDGET = 2**23
@@ -47,7 +47,8 @@ class RowSums:
     def __init__(
         self, like: Tensor, sizes: tuple[int, int], *, has_bias: bool, reduces: bool
     ) -> None:
-        self.products = GramSums(like, *sizes)
+        n_groups, n_inputs = sizes
+        self.products = GramSums(like, n_groups, n_inputs + has_bias)
         self.rows = like.new_zeros(sizes)
         self.has_bias, self.reduces = has_bias, reduces
         self.n_samples = 0
@@ -62,7 +63,7 @@ class RowSums:
 
     def add_rows(self, a: Tensor) -> None:
         """Add rows (K, b, R, I) of b samples."""
-        if self.reduces:
+        if self.reduces and a.shape[2] > 1:
             a = a.mean(2, keepdim=True)
         n_positions = a.shape[2]
         self.products.add(a, 1 / n_positions)
@@ -73,15 +74,12 @@ class RowSums:
         """See :class:`InputSums`."""
         return self.with_bias(self.products.total())
 
-    def with_bias(self, products: Tensor) -> Tensor:
-        """The average (K, I + 1, I + 1), if there is a bias, of products (K, I, I) given away."""
-        n_samples = max(1, self.n_samples)
-        if not self.has_bias:
-            return products.div_(n_samples)
-        corner = self.rows.new_full((len(products), 1, 1), self.n_samples)
-        column = self.rows[..., None]
-        upper, lower = torch.cat([products, column], 2), torch.cat([column.mT, corner], 2)
-        return torch.cat([upper, lower], 1).div_(n_samples)
+    def with_bias(self, total: Tensor) -> Tensor:
+        """The average of products (K, I, I), which are given away; I counts the bias, if any."""
+        if self.has_bias:
+            total[:, :-1, -1] = total[:, -1, :-1] = self.rows
+            total[:, -1, -1] = self.n_samples
+        return total.div_(max(1, self.n_samples))
 
 
 class PatchSums(RowSums):
@@ -98,31 +96,57 @@ class PatchSums(RowSums):
         n_channels = layer.in_channels // layer.groups
         sizes = layer.groups, n_channels * prod(layer.kernel_size)
         super().__init__(like, sizes, has_bias=has_bias, reduces=reduces)
-        self._shifts = ShiftSums(like, layer.groups, n_channels, layer.kernel_size, layer.dilation)
+        n = self._n_stacked = _n_stacked(layer)
+        self._kernel = (1,) * n + layer.kernel_size[n:]
+        self._dilation = (1,) * n + layer.dilation[n:]
+        n_channels *= prod(layer.kernel_size[:n])
+        self._shifts = ShiftSums(like, layer.groups, n_channels, self._kernel, self._dilation)
 
     def add(self, layer: nn.Module, inputs: Tensor, rows: Rows) -> None:
         """See :class:`InputSums`."""
         assert isinstance(layer, Convolution)
-        padded, positions = padded_for(layer, inputs), rows.gradients.shape[2:-1]
-        if not self.reduces and not _is_worth_shifting(layer, positions):
+        positions = rows.gradients.shape[2:-1]
+        padding = None if self._n_stacked else _zeros_around(layer)
+        if not self.reduces and not self._is_worth_shifting(layer, positions, padding):
             super().add(layer, inputs, rows)
             return
         self.n_samples += len(inputs)
-        means = (_patch_sums(padded, layer) / positions.numel()).to(self.rows.dtype)
-        if self.reduces:
-            self.add_rows(means)
-            return
-        self.rows += means.sum((1, 2))
-        step = max(1, _BUDGET // (positions.numel() * self.rows.numel()))
-        for images in padded.split(step):
-            self._shifts.add(images, 1 / positions.numel())
+        n_positions = positions.numel()
+        needs_padded = self.reduces or self.has_bias or padding is None
+        padded = padded_for(layer, inputs) if needs_padded else inputs
+        if self.reduces or self.has_bias:
+            means = (_patch_sums(padded, layer) / n_positions).to(self.rows.dtype)
+            if self.reduces:
+                self.add_rows(means)
+                return
+            self.rows += means.sum((1, 2))
+        step = max(1, _BUDGET // (n_positions * self.rows.numel()))
+        for images in (padded if padding is None else inputs).split(step):
+            stacked = _stacked(images, layer, self._n_stacked)
+            self._shifts.add(stacked, 1 / n_positions, padding)
 
     def mean(self) -> Tensor:
         """See :class:`InputSums`."""
         shifted = self._shifts.total()
         if shifted is None:
             return super().mean()
-        return self.with_bias(shifted + self.products.total() if self.products.is_used else shifted)
+        if not self.has_bias and not self.products.is_used:
+            return self.with_bias(shifted)
+        total = self.products.total()
+        size = shifted.shape[-1]
+        total[:, :size, :size] += shifted
+        return self.with_bias(total)
+
+    def _is_worth_shifting(
+        self, layer: Convolution, positions: Sequence[int], padding: Padding | None
+    ) -> bool:
+        """Whether the products of the patches are cheaper as shifts of others."""
+        if layer.stride[-1] > 1 or (layer.kernel_size[-1] == 1 and self._n_stacked):
+            return False
+        if len(positions) == 1 and layer.in_channels // layer.groups < _FEWEST_CHANNELS:
+            return False
+        share = share_of_work(tuple(positions), self._kernel, self._dilation, padding)
+        return share < _ALL_BUT_SYMMETRIC
 
 
 class TableSums:
@@ -155,11 +179,36 @@ class TableSums:
         return self._squares / max(1, self._n_samples)
 
 
-def _is_worth_shifting(layer: Convolution, positions: Sequence[int]) -> bool:
-    """Whether the products of the patches are cheaper as shifts of others."""
-    if any(s > 1 for s in layer.stride) or layer.in_channels // layer.groups < _FEWEST_CHANNELS:
-        return False
-    return share_of_work(tuple(positions), layer.kernel_size, layer.dilation) < _ALL_BUT_SYMMETRIC
+def _n_stacked(layer: Convolution) -> int:
+    """In how many dimensions the elements of the kernel are taken for channels.
+
+    In all but the last, if there are few channels, or patches that are no neighbours.
+    """
+    n_channels = layer.in_channels // layer.groups
+    if n_channels < _FEWEST_CHANNELS or any(s > 1 for s in layer.stride):
+        return len(layer.kernel_size) - 1
+    return 0
+
+
+def _stacked(padded: Tensor, layer: Convolution, n: int) -> Tensor:
+    """Images with the kernel's elements in n dimensions as channels, after the channels."""
+    if n == 0:
+        return padded
+    windows = padded
+    for i, (size, stride, dilation) in enumerate(
+        zip(layer.kernel_size[:n], layer.stride, layer.dilation, strict=False), start=2
+    ):
+        windows = windows.unfold(i, dilation * (size - 1) + 1, stride)[..., ::dilation]
+    ends = range(windows.dim() - n, windows.dim())
+    return windows.movedim(tuple(ends), tuple(range(2, 2 + n))).flatten(1, 1 + n)
+
+
+def _zeros_around(layer: Convolution) -> Padding | None:
+    """The numbers of zeros before and after the inputs, or None if other numbers are there."""
+    if layer.padding_mode != "zeros":
+        return None
+    ends = iter(layer._reversed_padding_repeated_twice)
+    return tuple(zip(ends, ends, strict=True))[::-1]
 
 
 def _patch_sums(padded: Tensor, layer: Convolution) -> Tensor:
