@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import Any
+from weakref import ref
 
 from avalanche.models import MultiTaskModule
 from avalanche.training import Cumulative
@@ -18,6 +20,7 @@ from avalanche_hnet.models.active import active_elements
 from avalanche_hnet.models.hyper_model import HyperModel
 from avalanche_hnet.models.refused_modules import refuse_modules
 from avalanche_hnet.models.replaced_parameters import Remembered, refuse_replaced, remember
+from avalanche_hnet.plugins.prior_ewc_checks import refuse_other_model
 from avalanche_hnet.plugins.task_statistics import TaskStatisticsPlugin
 
 
@@ -29,16 +32,20 @@ class ModelChecks:
 
     def __init__(self) -> None:
         self._trained: Remembered = {}
+        self._model: Callable[[], nn.Module | None] | None = None
         self._task_labels: set[int] = set()
         self._uses: dict[str, list[tuple[frozenset[int], bool]]] = {}
         """By parameter: the labels of each experience, and whether its loss used it."""
         self._warned: set[str] = set()
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_trained": {}}  # references to parameters cannot be copied
+        # References cannot be copied; a copy knows that it has learned some model.
+        return self.__dict__ | {"_trained": {}, "_model": self._model and _no_model}
 
     def before_adaptation(self, strategy: SupervisedTemplate, posterior: Posterior) -> None:
         """Refuse modules by name, and parameters that were replaced since the last experience."""
+        if self._model is not None and self._model() is not strategy.model:
+            refuse_other_model(posterior, strategy.model)
         refuse_modules(strategy.model)
         refuse_replaced(posterior, strategy.model, self._trained)
         self._task_labels |= _labels(strategy)
@@ -76,8 +83,8 @@ class ModelChecks:
             self._look_for_heads(strategy)
 
     def after_training(self, model: nn.Module, is_kept: bool) -> None:
-        """Remember the parameters that the posterior belongs to, if it is kept."""
-        self._trained = remember(model) if is_kept else {}
+        """Remember the model that the posterior belongs to, if it is kept."""
+        self._trained, self._model = (remember(model), ref(model)) if is_kept else ({}, None)
 
     def _look_for_heads(self, strategy: SupervisedTemplate) -> None:
         """Warn of parameters that some tasks' losses use and others' do not, yet are active."""
@@ -105,6 +112,10 @@ class ModelChecks:
         if kind not in self._warned:
             self._warned.add(kind)
             warnings.warn(message, stacklevel=4)
+
+
+def _no_model() -> None:
+    """The model that a copy of the checks has learned."""
 
 
 def _labels(strategy: SupervisedTemplate) -> set[int]:

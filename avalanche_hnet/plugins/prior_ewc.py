@@ -52,7 +52,6 @@ from avalanche_hnet.plugins.penalty_step import (
 from avalanche_hnet.plugins.prior_ewc_checks import (
     refuse_criterion,
     refuse_loop,
-    refuse_other_model,
     refuse_strategy,
     warn_of_prior,
 )
@@ -192,15 +191,12 @@ class PriorEWCPlugin(SupervisedPlugin):
             structure, prior_variance, prior_mean, rank, weight_sharing, max_rank
         )
         self._experience: _CurrentExperience | None = None
-        self._model_id: int | None = None  # rather than the model, which would be saved with it
         self._has_warned_of_steps = self._has_warned_of_prior = self._has_warned_of_layers = False
         self._checks = ModelChecks()
 
     def before_train_dataset_adaptation(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
         """Refuse what cannot be trained, before anything is changed."""
         refuse_strategy(self, strategy)
-        if self._model_id not in (None, id(strategy.model)) and not self.train_from_scratch:
-            refuse_other_model(self.posterior, strategy.model)
         self._checks.before_adaptation(strategy, self.posterior)
         refuse_criterion(strategy._criterion)
         likelihood = resolve_likelihood(self.likelihood, strategy._criterion)
@@ -307,7 +303,6 @@ class PriorEWCPlugin(SupervisedPlugin):
         self.posterior.update(parameters, fisher, len(dataset), active, self.gamma)
         self.posterior.likelihood = experience.likelihood
         publish_posterior(strategy, self, self.posterior, active)
-        self._model_id = id(strategy.model)
         self._experience = replace(experience, penalty=None)  # and let go of the model
         self._checks.after_training(strategy.model, is_kept=not self.train_from_scratch)
 

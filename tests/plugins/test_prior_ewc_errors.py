@@ -1,5 +1,6 @@
 """What prior-focused EWC refuses."""
 
+import gc
 from copy import deepcopy
 
 import pytest
@@ -83,6 +84,18 @@ def test_another_model_is_refused(make):
     run(plugin, mlp(n_out=2), stream[:1])
     message = "this PriorEWCPlugin has learned another model; make a new one"
     refused(plugin, make(), stream[1], message)
+
+
+def test_another_model_in_the_memory_of_the_first_is_refused():
+    stream = task_stream(2, task_labels=[0, 0]).train_stream
+    plugin, model = PriorEWCPlugin(), mlp(n_out=2)
+    run(plugin, model, stream[:1])
+    address = id(model)
+    del model
+    gc.collect()
+    others = [mlp(n_out=3) for _ in range(200)]
+    other = next((m for m in others if id(m) == address), others[0])
+    refused(plugin, other, stream[1], "this PriorEWCPlugin has learned another model")
 
 
 def test_a_copy_of_the_model_goes_on():
