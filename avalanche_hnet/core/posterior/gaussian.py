@@ -239,17 +239,7 @@ class GaussianPosterior:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything there is to know, with checksums, in dictionaries for ``torch.save``."""
-        return with_checksums(self._entries())
-
-    def _entries(self) -> dict[str, Any]:
-        """The state without checksums."""
-        tensors = {field: dict(of) for field, of in self._tensors._asdict().items()}
-        return {
-            "prior_variance": self.prior_variance,
-            "prior_mean_kind": self._prior_mean_kind,
-            **tensors,
-            "likelihood": likelihood_state(self.likelihood),
-        }
+        return with_checksums(entries_of(self))
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Become the posterior of :meth:`state_dict`.
@@ -258,7 +248,7 @@ class GaussianPosterior:
             ValueError: naming the entry, if ``state`` is not such a dictionary, has another prior,
                 contradicts itself or was damaged. Nothing is changed then.
         """
-        check_state(state, self._entries())
+        check_state(state, entries_of(self))
         likelihood = likelihood_from_state(state.get("likelihood"))
         check_checksums(state)
         fields = [state[field] for field in GaussianTensors._fields]
@@ -266,6 +256,17 @@ class GaussianPosterior:
         tensors = ({n: of[n].detach().clone() for n in names} for of in fields)
         self._tensors, self.likelihood = GaussianTensors(*tensors), likelihood
         self._just_loaded = True
+
+
+def entries_of(posterior: GaussianPosterior) -> dict[str, Any]:
+    """Of its state, but the checksums."""
+    tensors = {field: dict(of) for field, of in posterior._tensors._asdict().items()}
+    return {
+        "prior_variance": posterior.prior_variance,
+        "prior_mean_kind": posterior._prior_mean_kind,
+        **tensors,
+        "likelihood": likelihood_state(posterior.likelihood),
+    }
 
 
 def _aligned(posterior: GaussianPosterior, parameters: Mapping[str, Tensor]) -> GaussianTensors:

@@ -23,7 +23,12 @@ from avalanche_hnet.core.fisher.kronecker import kronecker_factors
 from avalanche_hnet.core.fisher.kronecker_layer import KroneckerFisher
 from avalanche_hnet.core.fisher.kronecker_sums import WeightSharing
 from avalanche_hnet.core.fisher.options import FisherKind
-from avalanche_hnet.core.posterior.gaussian import GaussianPosterior, PriorMean, standard_normal
+from avalanche_hnet.core.posterior.gaussian import (
+    GaussianPosterior,
+    PriorMean,
+    entries_of,
+    standard_normal,
+)
 from avalanche_hnet.core.posterior.kronecker_checks import check_factors
 from avalanche_hnet.core.posterior.kronecker_state import (
     check_own_state,
@@ -265,30 +270,26 @@ class KroneckerPosterior:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything there is to know, with checksums, in plain containers for ``torch.save``."""
-        layers = {name: layer_state(layer) for name, layer in self._parts.layers.items()}
-        return with_checksums(
-            {
-                **self._parts.elements._entries(),
-                "likelihood": likelihood_state(self.likelihood),
-                "rank": self.rank,
-                "weight_sharing": self.weight_sharing,
-                "layers": layers,
-            }
-        )
+        entries = entries_of(self._parts.elements) | {
+            "likelihood": likelihood_state(self.likelihood),
+            "rank": self.rank,
+            "weight_sharing": self.weight_sharing,
+            "layers": {name: layer_state(layer) for name, layer in self._parts.layers.items()},
+        }
+        return with_checksums(entries)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Become the posterior of :meth:`state_dict`.
 
         Raises:
-            ValueError: naming the entry, if ``state`` is not such a dictionary, has another prior,
-                rank or treatment of shared weights, contradicts itself or was damaged. Nothing is
-                changed then.
+            ValueError: naming the entry, if ``state`` is not such a dictionary, has other settings,
+                contradicts itself or was damaged. Nothing is changed then.
         """
         own = {"rank": self.rank, "weight_sharing": self.weight_sharing}
         check_own_state(state, own)
         elements = GaussianPosterior(self.prior_variance, self._parts.elements._prior_mean_kind)
-        not_of_elements = {*own, "layers", CHECKSUMS}
-        elements.load_state_dict({k: v for k, v in state.items() if k not in not_of_elements})
+        entries = {k: v for k, v in state.items() if k not in (*own, "layers", CHECKSUMS)}
+        elements.load_state_dict(entries)
         layers = layers_from_state(state["layers"], elements.mean, self.max_rank)
         check_checksums(state)
         self._parts, self.likelihood = _Parts(elements, layers), elements.likelihood

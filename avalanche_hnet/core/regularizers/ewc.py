@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -203,8 +202,6 @@ class EWC(Regularizer):
         earlier = experiences_from_state(state["experiences"])
         if self.online and earlier:
             raise ValueError("state['experiences'] must be empty with online=True")
-        # The posterior's own checks first, which name its entries, in a copy.
-        copy(self.posterior).load_state_dict(state["posterior"])
         check_checksums(state)
         self.posterior.load_state_dict(state["posterior"])
         self._experiences = earlier

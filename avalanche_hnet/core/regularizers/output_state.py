@@ -28,8 +28,8 @@ def fisher_of_tasks(state: Any) -> dict[int, Tensor]:
         of_others = next(iter(fisher.values()), values)
         if values.dim() != 1 or len(values) != len(of_others):
             raise ValueError(
-                f"{where} must be one value for each generated weight, as many as other tasks have, "
-                f"got the shape {tuple(values.shape)}"
+                f"{where} must be one value for each generated weight, as many as other "
+                f"tasks have, got the shape {tuple(values.shape)}"
             )
         check_not_negative(where, values)
         fisher[int(task)] = values.detach().clone()
