@@ -180,7 +180,7 @@ class Regularizer(ABC):
                 contradicts itself or was damaged. Nothing is changed then.
         """
         check_keys("state", state, self.state_dict())
-        if state["kind"] != type(self).__name__:
+        if not isinstance(state["kind"], str) or state["kind"] != type(self).__name__:
             raise ValueError(
                 f"state was made by {state['kind']}, but this is {type(self).__name__}"
             )

@@ -109,9 +109,6 @@ class EarlierExperience:
                 )
             check_not_negative(f"{where}['weights'][{name!r}]", tensor)
         layers = layers_from_state(state.get("layers", {}), centres)
-        of_layers = {name for layer in layers.values() for name in layer.layout.names}
-        if without := [n for n in centres if n not in weights and n not in of_layers]:
-            raise ValueError(f"{where}['weights'] must have {without[0]!r}, as no layer has it")
         copies = ({n: t.detach().clone() for n, t in of.items()} for of in (weights, centres))
         return cls(*copies, layers)
 
