@@ -64,4 +64,4 @@ def _checksums(path: str, value: Any) -> Iterator[tuple[str, int]]:
 def _of_tensor(tensor: Tensor) -> int:
     kind = f"{tensor.dtype} {tuple(tensor.shape)}"
     values = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-    return crc32(values, crc32(kind.encode()))
+    return crc32(values.data, crc32(kind.encode()))

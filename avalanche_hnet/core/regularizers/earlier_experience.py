@@ -109,8 +109,11 @@ class EarlierExperience:
                 )
             check_not_negative(f"{where}['weights'][{name!r}]", tensor)
         layers = layers_from_state(state.get("layers", {}), centres)
-        copies = ({n: t.detach().clone() for n, t in of.items()} for of in (weights, centres))
-        return cls(*copies, layers)
+        return cls(_copies(weights), _copies(centres), layers)
+
+
+def _copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in tensors.items()}
 
 
 def experiences_from_state(states: Any) -> list[EarlierExperience]:
