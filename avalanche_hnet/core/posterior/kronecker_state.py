@@ -29,7 +29,10 @@ def layer_state(layer: LayerProducts) -> dict[str, Any]:
 
 
 def layers_from_state(
-    states: Any, mean: Mapping[str, Tensor], max_rank: MaxRank = None
+    states: Any,
+    mean: Mapping[str, Tensor],
+    max_rank: MaxRank = None,
+    parent: str = "state['layers']",
 ) -> dict[str, LayerProducts]:
     """The layers of :func:`layer_state`, by name.
 
@@ -37,18 +40,19 @@ def layers_from_state(
         states: by name.
         mean: of the posterior, by parameter name.
         max_rank: of the layers, which their states do not have.
+        parent: what ``states`` is called in errors.
 
     Raises:
         ValueError: if a state is not that of a layer with these parameters.
     """
     if not isinstance(states, Mapping):
-        raise ValueError(f"state['layers'] must be a dictionary, got {type(states).__name__}")
+        raise ValueError(f"{parent} must be a dictionary, got {type(states).__name__}")
     layers: dict[str, LayerProducts] = {}
     names: set[str] = set()
     for name, state in states.items():
-        where = f"state['layers'][{name!r}]"
+        where = f"{parent}[{name!r}]"
         if not isinstance(name, str):
-            raise ValueError(f"state['layers'] must have names as keys, got {name!r}")
+            raise ValueError(f"{parent} must have names as keys, got {name!r}")
         layers[name] = _layer(where, state, mean, max_rank)
         if not names.isdisjoint(layers[name].layout.names):
             raise ValueError(f"{where} is of {layers[name].layout.names}, as another layer is")

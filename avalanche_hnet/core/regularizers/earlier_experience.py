@@ -108,7 +108,8 @@ class EarlierExperience:
                     f"the shape {tuple(tensor.shape)}"
                 )
             check_not_negative(f"{where}['weights'][{name!r}]", tensor)
-        layers = layers_from_state(state.get("layers", {}), centres)
+        of_layers = state.get("layers", {})
+        layers = layers_from_state(of_layers, centres, parent=f"{where}['layers']")
         return cls(_copies(weights), _copies(centres), layers)
 
 

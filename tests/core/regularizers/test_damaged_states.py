@@ -214,7 +214,7 @@ CASES = [
         "ewc, kronecker, not online",
         ("experiences", 0, "layers", "trunk.0", "outputs", 0),
         skewed,
-        r"\['layers'\]\['trunk.0'\]\['outputs'\]\[0\] must be symmetric",
+        r"\['experiences'\]\[0\]\['layers'\]\['trunk.0'\]\['outputs'\]\[0\] must be symmetric",
     ),
 ]
 
