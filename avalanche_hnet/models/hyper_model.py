@@ -263,8 +263,7 @@ class HyperModel(MultiTaskModel):
         """Become a model with the tasks of :meth:`get_extra_state`.
 
         Raises:
-            ValueError: if it is of another network or of other options, saying what differs, or of
-                other tasks, or the same in another order. Nothing is changed then.
+            ValueError: if it is of another network, saying what differs, or of other tasks.
         """
         check_extra_state(state, self.multi_head)
         self.units.require_same_reuse(state)
