@@ -20,6 +20,11 @@ from avalanche_hnet.data.experiences import labels_of, stated_classes, tasks_and
 from avalanche_hnet.models.generated_weights import GeneratedWeights
 from avalanche_hnet.models.main_network import require_fit
 from avalanche_hnet.models.multi_task_model import MultiTaskModel
+from avalanche_hnet.models.network_description import (
+    check_extra_state,
+    description,
+    require_same_network,
+)
 from avalanche_hnet.models.network_runner import NetworkRunner, Remaining
 from avalanche_hnet.models.output_heads import make_heads
 
@@ -246,21 +251,23 @@ class HyperModel(MultiTaskModel):
         self._runner.reset_task(number)
 
     def get_extra_state(self) -> dict[str, Any]:
-        """Task labels, and which task and class has which unit."""
+        """Task labels, which task and class has which unit, and what network it is."""
         return {
             **self.tasks.state_dict(),
             **self.units.state_dict(),
             "max_class_label": self.max_class_label,
+            "network": _description(self),
         }
 
     def set_extra_state(self, state: Mapping[str, Any]) -> None:
         """Become a model with the tasks of :meth:`get_extra_state`.
 
         Raises:
-            ValueError: if the model has other tasks, or the same in another order, or hands out
-                output units in another way.
+            ValueError: if it is of another network, saying what differs, or of other tasks.
         """
+        check_extra_state(state, self.multi_head)
         self.units.require_same_reuse(state)
+        require_same_network(state.get("network"), _description(self))
         self._make_room(self.tasks.load_state_dict(state))
         self.known_train_tasks_labels = {*self.trained_task_labels}
         self.units.load_state_dict(state)
@@ -277,3 +284,9 @@ class HyperModel(MultiTaskModel):
         self.tasks.has_trained |= self.training and torch.is_grad_enabled()
         outputs = self._runner.run(x, self.task_number(label), weights)
         return self.units.select(outputs, label, self.max_class_label)
+
+
+def _description(model: HyperModel) -> dict[str, Any]:
+    """Of the network and the options that a state must have in common with the model."""
+    options = {name: getattr(model, name) for name in ("multi_head", "remaining", "mask_value")}
+    return description(model.hypernetwork, model.target) | options | model.units.options()

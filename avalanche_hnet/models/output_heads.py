@@ -62,6 +62,10 @@ class OutputHeads:
         """Which task and class has which unit."""
         return {"reuse_units": self.reuse, "units": []}
 
+    def options(self) -> dict[str, Any]:
+        """What :func:`make_heads` was asked for, as plain values."""
+        return {"output_layer": None}
+
     def require_same_reuse(self, state: Mapping[str, Any]) -> None:
         """Refuse a state with units that were handed out in another way."""
         if state.get("reuse_units", False) != self.reuse:
@@ -158,6 +162,10 @@ class SharedOutputLayer(OutputHeads):
             if name in self.generated and shape[:1] == (self.number,):
                 owners[name] = of_units.view(-1, *[1] * (len(shape) - 1)).expand(shape)
         return layout.flatten(owners)
+
+    def options(self) -> dict[str, Any]:
+        """See the base class."""
+        return {"output_layer": self.layer}
 
     def state_dict(self) -> dict[str, Any]:
         """See the base class."""

@@ -16,7 +16,9 @@ class Histogram(AlternativeValues):
 
     def __init__(self, values: Tensor) -> None:
         flat = values.detach().flatten()
-        self.values = flat[:: -(-len(flat) // _MAX_VALUES)].cpu()
+        step = max(1, -(-len(flat) // _MAX_VALUES))
+        # A copy even on the CPU, where a view would keep all values alive.
+        self.values = flat[::step].to("cpu", copy=True)
         super().__init__(self.values)
 
     def __str__(self) -> str:

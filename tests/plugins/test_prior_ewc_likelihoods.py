@@ -137,7 +137,7 @@ def test_the_posterior_remembers_its_likelihood(case, kind, tmp_path):
 def test_a_state_of_before_likelihoods_were_remembered_is_loaded():
     model, plugin, *_, x, _ = trained("numbers")
     state = plugin.posterior.state_dict()
-    del state["likelihood"]
+    del state["likelihood"], state["checksums"]
     posterior = GaussianPosterior(0.5)
     posterior.load_state_dict(state)
     assert posterior.likelihood is None

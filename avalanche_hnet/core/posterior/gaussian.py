@@ -15,6 +15,7 @@ from avalanche_hnet.core.common.arguments import (
     one_of,
     positive,
 )
+from avalanche_hnet.core.common.checksums import check_checksums, with_checksums
 from avalanche_hnet.core.common.likelihoods import (
     Likelihood,
     likelihood_from_state,
@@ -26,9 +27,9 @@ from avalanche_hnet.core.fisher.output_variance import output_variance
 from avalanche_hnet.core.posterior.gaussian_checks import (
     check_loaded,
     check_shapes,
-    check_state,
     check_update,
 )
+from avalanche_hnet.core.posterior.gaussian_state import check_state
 from avalanche_hnet.core.posterior.gaussian_tensors import GaussianTensors
 
 PriorMean = Literal["zero", "initial"]
@@ -237,27 +238,35 @@ class GaussianPosterior:
         return output_variance(model, variances, x, task_label, is_needed)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything there is to know, in dictionaries of tensors, for ``torch.save``."""
-        tensors = {field: dict(of) for field, of in self._tensors._asdict().items()}
-        return {
-            "prior_variance": self.prior_variance,
-            "prior_mean_kind": self._prior_mean_kind,
-            **tensors,
-            "likelihood": likelihood_state(self.likelihood),
-        }
+        """Everything there is to know, with checksums, in dictionaries for ``torch.save``."""
+        return with_checksums(entries_of(self))
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Become the posterior of :meth:`state_dict`.
 
         Raises:
-            ValueError: if ``state`` is not such a dictionary or has another prior variance.
+            ValueError: naming the entry, if ``state`` is not such a dictionary, has another prior,
+                contradicts itself or was damaged. Nothing is changed then.
         """
-        check_state(state, self.state_dict())
-        self.likelihood = likelihood_from_state(state.get("likelihood"))
+        check_state(state, entries_of(self))
+        likelihood = likelihood_from_state(state.get("likelihood"))
+        check_checksums(state)
         fields = [state[field] for field in GaussianTensors._fields]
         names = state["mean"].keys()
-        self._tensors = GaussianTensors(*({n: of[n].clone() for n in names} for of in fields))
+        tensors = ({n: of[n].detach().clone() for n in names} for of in fields)
+        self._tensors, self.likelihood = GaussianTensors(*tensors), likelihood
         self._just_loaded = True
+
+
+def entries_of(posterior: GaussianPosterior) -> dict[str, Any]:
+    """Of its state, but the checksums."""
+    tensors = {field: dict(of) for field, of in posterior._tensors._asdict().items()}
+    return {
+        "prior_variance": posterior.prior_variance,
+        "prior_mean_kind": posterior._prior_mean_kind,
+        **tensors,
+        "likelihood": likelihood_state(posterior.likelihood),
+    }
 
 
 def _aligned(posterior: GaussianPosterior, parameters: Mapping[str, Tensor]) -> GaussianTensors:

@@ -1,9 +1,8 @@
-"""What a diagonal Gaussian posterior refuses: models, updates and states that do not fit it."""
+"""What a diagonal Gaussian posterior refuses: models and updates that do not fit it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -72,37 +71,6 @@ def check_update(parameters: Tensors, fisher: Tensors, active: Tensors) -> None:
             raise ValueError(
                 f"fisher[{name!r}] must be finite and not negative; the posterior is left as it was"
             )
-
-
-def check_state(state: Any, current: Mapping[str, Any]) -> None:
-    """Refuse what is not the state of a posterior under the same prior.
-
-    Args:
-        state: to be loaded.
-        current: the state of the posterior that would load it.
-
-    Raises:
-        ValueError: for other keys, another prior, or tensors that do not fit each other.
-    """
-    if isinstance(state, Mapping) and "layers" in state:
-        raise ValueError(
-            "state must be that of a GaussianPosterior, but has 'layers': it is of "
-            "structure='kronecker', a KroneckerPosterior"
-        )
-    optional = {"likelihood"}  # which older states lack
-    if not isinstance(state, Mapping) or state.keys() | optional != current.keys() | optional:
-        got = sorted(state) if isinstance(state, Mapping) else type(state).__name__
-        raise ValueError(f"state must be a dictionary with the keys {sorted(current)}, got {got}")
-    for argument, key in (("prior_variance", "prior_variance"), ("prior_mean", "prior_mean_kind")):
-        if state[key] != current[key]:
-            raise ValueError(
-                f"state was made with {argument}={state[key]!r}, but this posterior has "
-                f"{current[key]!r}"
-            )
-    for field in ("prior_mean", "precision", "known"):
-        shapes = {n: t.shape for n, t in state[field].items()}
-        if shapes != {n: t.shape for n, t in state["mean"].items()}:
-            raise ValueError(f"state[{field!r}] must have the names and shapes of state['mean']")
 
 
 def is_at_mean(parameter: Tensor, mean: Tensor, known: Tensor) -> bool:

@@ -16,13 +16,19 @@ from avalanche_hnet.core.common.arguments import (
     generator_or_none,
     one_of,
 )
+from avalanche_hnet.core.common.checksums import CHECKSUMS, check_checksums, with_checksums
 from avalanche_hnet.core.common.likelihoods import Likelihood, likelihood_state
 from avalanche_hnet.core.common.quadratic import Quadratic
 from avalanche_hnet.core.fisher.kronecker import kronecker_factors
 from avalanche_hnet.core.fisher.kronecker_layer import KroneckerFisher
 from avalanche_hnet.core.fisher.kronecker_sums import WeightSharing
 from avalanche_hnet.core.fisher.options import FisherKind
-from avalanche_hnet.core.posterior.gaussian import GaussianPosterior, PriorMean, standard_normal
+from avalanche_hnet.core.posterior.gaussian import (
+    GaussianPosterior,
+    PriorMean,
+    entries_of,
+    standard_normal,
+)
 from avalanche_hnet.core.posterior.kronecker_checks import check_factors
 from avalanche_hnet.core.posterior.kronecker_state import (
     check_own_state,
@@ -263,30 +269,30 @@ class KroneckerPosterior:
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything there is to know, in dictionaries and lists of tensors, for ``torch.save``."""
-        return {
-            **self._parts.elements.state_dict(),
+        """Everything there is to know, with checksums, in plain containers for ``torch.save``."""
+        entries = entries_of(self._parts.elements) | {
             "likelihood": likelihood_state(self.likelihood),
             "rank": self.rank,
             "weight_sharing": self.weight_sharing,
             "layers": {name: layer_state(layer) for name, layer in self._parts.layers.items()},
         }
+        return with_checksums(entries)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Become the posterior of :meth:`state_dict`.
 
         Raises:
-            ValueError: if ``state`` is not such a dictionary or has another prior variance, rank or
-                treatment of shared weights. Nothing is changed then.
+            ValueError: naming the entry, if ``state`` is not such a dictionary, has other settings,
+                contradicts itself or was damaged. Nothing is changed then.
         """
         own = {"rank": self.rank, "weight_sharing": self.weight_sharing}
         check_own_state(state, own)
         elements = GaussianPosterior(self.prior_variance, self._parts.elements._prior_mean_kind)
-        elements.load_state_dict({k: v for k, v in state.items() if k not in (*own, "layers")})
-        self._parts = _Parts(
-            elements, layers_from_state(state["layers"], elements.mean, self.max_rank)
-        )
-        self.likelihood = elements.likelihood
+        entries = {k: v for k, v in state.items() if k not in (*own, "layers", CHECKSUMS)}
+        elements.load_state_dict(entries)
+        layers = layers_from_state(state["layers"], elements.mean, self.max_rank)
+        check_checksums(state)
+        self._parts, self.likelihood = _Parts(elements, layers), elements.likelihood
 
 
 class _Parts(NamedTuple):

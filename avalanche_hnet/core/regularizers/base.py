@@ -10,6 +10,8 @@ from typing import Any, NamedTuple, Protocol
 from torch import Tensor
 
 from avalanche_hnet.core.common.arguments import not_negative
+from avalanche_hnet.core.common.checksums import with_checksums
+from avalanche_hnet.core.common.state_entries import check_keys
 from avalanche_hnet.core.fisher.kronecker_layer import KroneckerFisher
 from avalanche_hnet.core.hypernetworks.network import HyperNetwork
 from avalanche_hnet.core.regularizers.lookahead import Lookahead
@@ -167,21 +169,18 @@ class Regularizer(ABC):
         """Take in an experience of ``tasks`` that has been trained on."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What is carried from one experience to the next."""
-        return {"kind": type(self).__name__}
+        """What is carried from one experience to the next, with checksums."""
+        return with_checksums({"kind": type(self).__name__})
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Become the regulariser of :meth:`state_dict`, before the next experience.
 
         Raises:
-            ValueError: if ``state`` was made by another kind of regulariser.
+            ValueError: naming the entry, if ``state`` was made by another kind of regulariser,
+                contradicts itself or was damaged. Nothing is changed then.
         """
-        if state.keys() != self.state_dict().keys():
-            raise ValueError(
-                f"state must have the keys {sorted(self.state_dict())} of "
-                f"{type(self).__name__}.state_dict(), got {sorted(state)}"
-            )
-        if state["kind"] != type(self).__name__:
+        check_keys("state", state, self.state_dict())
+        if not isinstance(state["kind"], str) or state["kind"] != type(self).__name__:
             raise ValueError(
                 f"state was made by {state['kind']}, but this is {type(self).__name__}"
             )

@@ -10,6 +10,11 @@ import torch
 from torch import Tensor
 
 from avalanche_hnet.core.common.quadratic import Quadratic
+from avalanche_hnet.core.common.state_entries import (
+    check_keys,
+    check_not_negative,
+    check_tensors,
+)
 from avalanche_hnet.core.fisher.kronecker_layer import KroneckerFisher
 from avalanche_hnet.core.posterior.kronecker_checks import check_factors
 from avalanche_hnet.core.posterior.kronecker_state import layer_state, layers_from_state
@@ -83,13 +88,44 @@ class EarlierExperience:
         return state
 
     @classmethod
-    def from_state(cls, state: Mapping[str, Any]) -> EarlierExperience:
+    def from_state(cls, state: Mapping[str, Any], where: str = "state") -> EarlierExperience:
         """The reverse of :meth:`state_dict`, as a copy.
 
+        Args:
+            state: see there.
+            where: what it is called in errors.
+
         Raises:
-            ValueError: if there are layers that do not fit the parameters.
+            ValueError: naming the entry that is not what it should be.
         """
-        weights, centres = (
-            {n: t.clone() for n, t in state[kind].items()} for kind in ("weights", "centres")
-        )
-        return cls(weights, centres, layers_from_state(state.get("layers", {}), centres))
+        check_keys(where, state, ["weights", "centres", "layers"], optional=["layers"])
+        centres = check_tensors(f"{where}['centres']", state["centres"])
+        weights = check_tensors(f"{where}['weights']", state["weights"])
+        for name, tensor in weights.items():
+            if name not in centres or centres[name].shape != tensor.shape:
+                raise ValueError(
+                    f"{where}['weights'][{name!r}] must have its equal in {where}['centres'], of "
+                    f"the shape {tuple(tensor.shape)}"
+                )
+            check_not_negative(f"{where}['weights'][{name!r}]", tensor)
+        of_layers = state.get("layers", {})
+        layers = layers_from_state(of_layers, centres, parent=f"{where}['layers']")
+        return cls(_copies(weights), _copies(centres), layers)
+
+
+def _copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in tensors.items()}
+
+
+def experiences_from_state(states: Any) -> list[EarlierExperience]:
+    """Earlier experiences from a list of their states.
+
+    Raises:
+        ValueError: naming the entry that is not what it should be.
+    """
+    if not isinstance(states, list | tuple):
+        raise ValueError(f"state['experiences'] must be a list, got {type(states).__name__}")
+    return [
+        EarlierExperience.from_state(each, f"state['experiences'][{number}]")
+        for number, each in enumerate(states)
+    ]

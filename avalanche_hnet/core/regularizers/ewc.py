@@ -10,13 +10,18 @@ import torch
 from torch import Tensor
 
 from avalanche_hnet.core.common.arguments import at_least, fraction
+from avalanche_hnet.core.common.checksums import check_checksums, with_checksums
 from avalanche_hnet.core.fisher.kronecker_sums import WeightSharing
 from avalanche_hnet.core.hypernetworks.network import HyperNetwork
 from avalanche_hnet.core.posterior.protocol import Posterior, Term
 from avalanche_hnet.core.posterior.structure import Structure, make_posterior
 from avalanche_hnet.core.regularizers.base import Experience, FisherSource, Penalty, Regularizer
 from avalanche_hnet.core.regularizers.differentiate import gradients_or_none
-from avalanche_hnet.core.regularizers.earlier_experience import EarlierExperience, Fisher
+from avalanche_hnet.core.regularizers.earlier_experience import (
+    EarlierExperience,
+    Fisher,
+    experiences_from_state,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,20 +182,26 @@ class EWC(Regularizer):
 
     def state_dict(self) -> dict[str, Any]:
         """The posterior, or all penalties."""
-        return {
-            **super().state_dict(),
-            "online": self.online,
-            "posterior": self.posterior.state_dict(),
-            "experiences": [experience.state_dict() for experience in self._experiences],
-        }
+        return with_checksums(
+            {
+                **super().state_dict(),
+                "online": self.online,
+                "posterior": self.posterior.state_dict(),
+                "experiences": [experience.state_dict() for experience in self._experiences],
+            }
+        )
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Become the regulariser of :meth:`state_dict`."""
         super().load_state_dict(state)
-        if state["online"] != self.online:
+        if state["online"] is not self.online:
             raise ValueError(
                 f"state was made with online={state['online']}, but this regulariser has "
                 f"online={self.online}"
             )
+        earlier = experiences_from_state(state["experiences"])
+        if self.online and earlier:
+            raise ValueError("state['experiences'] must be empty with online=True")
+        check_checksums(state)
         self.posterior.load_state_dict(state["posterior"])
-        self._experiences = [EarlierExperience.from_state(each) for each in state["experiences"]]
+        self._experiences = earlier

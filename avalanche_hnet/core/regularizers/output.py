@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from avalanche_hnet.core.common.arguments import at_least, one_of
+from avalanche_hnet.core.common.checksums import check_checksums, with_checksums
 from avalanche_hnet.core.common.evaluation import evaluating
 from avalanche_hnet.core.hypernetworks.network import HyperNetwork
 from avalanche_hnet.core.hypernetworks.output_layer import Factors
@@ -17,6 +18,7 @@ from avalanche_hnet.core.regularizers.base import Experience, FisherSource, Pena
 from avalanche_hnet.core.regularizers.deviation import SHARED, Deviation, counts_for
 from avalanche_hnet.core.regularizers.differentiate import gradients_or_none
 from avalanche_hnet.core.regularizers.lookahead import Lookahead
+from avalanche_hnet.core.regularizers.output_state import fisher_of_tasks, generator_state
 from avalanche_hnet.core.regularizers.protection import Protection
 
 Form = Literal["auto", "direct", "quadratic"]
@@ -192,17 +194,22 @@ class OutputRegularizer(Regularizer):
 
     def state_dict(self) -> dict[str, Any]:
         """Fisher values by task, and the state of the generator."""
-        return {
-            **super().state_dict(),
-            "fisher": {str(task): values for task, values in self._fisher.items()},
-            "generator": self._generator.get_state(),
-        }
+        return with_checksums(
+            {
+                **super().state_dict(),
+                "fisher": {str(task): values for task, values in self._fisher.items()},
+                "generator": self._generator.get_state(),
+            }
+        )
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Become the regulariser of :meth:`state_dict`."""
         super().load_state_dict(state)
-        self._fisher = {int(task): values.clone() for task, values in state["fisher"].items()}
-        self._generator.set_state(state["generator"].cpu())
+        fisher = fisher_of_tasks(state["fisher"])
+        generator = generator_state(state["generator"], self._generator.device)
+        check_checksums(state)
+        self._fisher = fisher
+        self._generator.set_state(generator)
 
     @abstractmethod
     def _deviation(

@@ -348,6 +348,7 @@ def test_a_state_that_was_kept_in_half_precision_goes_on_in_float32():
     phi = halves(torch.bfloat16)
     posterior.align(phi)
     state = posterior.state_dict()
+    del state["checksums"]  # which it had not, then
     for field in ("prior_mean", "mean", "precision"):
         state[field] = {n: t.bfloat16() for n, t in state[field].items()}
     posterior.load_state_dict(state)
@@ -391,6 +392,7 @@ def test_an_interrupted_update_leaves_all_or_nothing(what):
         before = {
             field: dict(tensors) if isinstance(tensors, dict) else tensors
             for field, tensors in posterior.state_dict().items()
+            if field != "checksums"
         }
         copies = {n: t.clone() for n, t in posterior.precision.items()}
         arguments = {

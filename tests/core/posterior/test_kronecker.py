@@ -140,8 +140,9 @@ def test_without_layers_it_is_the_gaussian_posterior():
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
     draws = [p.sample(torch.Generator().manual_seed(0)) for p in (kronecker, gaussian)]
     torch.testing.assert_close(draws[0], draws[1], rtol=0, atol=0)
-    state = {k: v for k, v in kronecker.state_dict().items() if k in gaussian.state_dict()}
-    assert_same_state(state, gaussian.state_dict())
+    expected = gaussian.state_dict()
+    del expected["checksums"]
+    assert_same_state({k: kronecker.state_dict()[k] for k in expected}, expected)
 
 
 @settings(max_examples=25, deadline=None)

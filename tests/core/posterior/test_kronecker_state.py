@@ -119,7 +119,7 @@ def test_states_that_do_not_fit_are_refused_as_a_whole():
         (state | {"layers": {"layer": layer | {"inputs": []}}}, "as many 'inputs'"),
         (
             state | {"layers": {"layer": layer | {"inputs": [torch.zeros(1, 2, 2)]}}},
-            r"must have tensors of the shape \(1, 5, 5\)",
+            r"\[0\] must be of the shape \(1, 5, 5\), got \(1, 2, 2\)",
         ),
         (
             state | {"layers": {"layer": layer | {"layout": layer["layout"] | {"bias": "b"}}}},

@@ -169,6 +169,6 @@ def test_states_of_the_diagonal_are_as_they_were(online):
     for _ in experiences(hypernetwork(), regularizer, 2):
         pass
     state = regularizer.state_dict()
-    assert state.keys() == {"kind", "online", "posterior", "experiences"}
+    assert state.keys() == {"kind", "online", "posterior", "experiences", "checksums"}
     for experience in state["experiences"]:
         assert experience.keys() == {"weights", "centres"}

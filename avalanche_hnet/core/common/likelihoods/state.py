@@ -24,10 +24,15 @@ def likelihood_from_state(state: Mapping[str, Any] | None) -> Likelihood | None:
     """The likelihood of :func:`likelihood_state`.
 
     Raises:
-        ValueError: for one of another kind.
+        ValueError: for one of another kind, or with other arguments.
     """
     if state is None:
         return None
-    if state["kind"] not in _KINDS:
+    if not isinstance(state, Mapping) or state.keys() != {"kind", "arguments"}:
+        raise ValueError(f"likelihood must be a dictionary of 'kind' and 'arguments', got {state}")
+    if not isinstance(state["kind"], str) or state["kind"] not in _KINDS:
         raise ValueError(f"likelihood must be one of {sorted(_KINDS)}, got {state['kind']!r}")
-    return _KINDS[state["kind"]](**state["arguments"])
+    try:
+        return _KINDS[state["kind"]](**state["arguments"])
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"likelihood has arguments that do not fit it: {error}") from error
