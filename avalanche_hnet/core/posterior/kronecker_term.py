@@ -102,6 +102,8 @@ class KroneckerTerm:
     def __init__(self, layers: Sequence[LayerTerm], rest: Quadratic) -> None:
         self.layers = [*layers]
         self.rest = rest
+        # A layer's matrix has both weight and bias, even where one of them takes no part.
+        self._in_matrices = frozenset(n for layer in layers for n in layer.layer.layout.names)
 
     @property
     def names(self) -> list[str]:
@@ -127,11 +129,9 @@ class KroneckerTerm:
             value = self.rest(parameters, skip)
             for layer in self._without(skip):
                 deviation = layer.deviation(parameters, skip)
-                value = value.to(deviation.device) + _half_dot(deviation, layer.gradient(deviation))
+                value = _plus_half_dot(value, deviation, layer.gradient(deviation))
             return value
-        # A layer's matrix has both weight and bias, even where one of them takes no part.
-        in_layers = {name for layer in self.layers for name in layer.layer.layout.names}
-        constant = {name: parameters[name].detach() for name in in_layers.difference(names)}
+        constant = {name: parameters[name].detach() for name in self._in_matrices.difference(names)}
         compute = partial(self._value_and_gradients, names, constant, skip)
         return value_with_gradient(compute, [parameters[name] for name in names])
 
@@ -152,10 +152,10 @@ class KroneckerTerm:
         for layer in self._without(skip):
             deviation = layer.deviation(parameters, skip)
             gradient = layer.gradient(deviation)
-            value = value.to(deviation.device) + _half_dot(deviation, gradient)
+            value = _plus_half_dot(value, deviation, gradient)
             by_name |= layer.layer.layout.tensors(gradient)
         return value, [by_name[name] for name in names]
 
 
-def _half_dot(left: Tensor, right: Tensor) -> Tensor:
-    return left.flatten().dot(right.flatten()) / 2
+def _plus_half_dot(value: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    return value.to(left.device).add(left.flatten().dot(right.flatten()), alpha=0.5)

@@ -91,7 +91,7 @@ def add_products(total: Tensor, matrices: Tensor, pair: Pair, alpha: float) -> N
         return
     product = _times(matrices, inputs)
     if isinstance(outputs, LowRank):
-        total.baddbmm_(outputs.roots, outputs.roots.mT @ product, alpha=alpha)
+        total.baddbmm_(outputs.roots, torch.bmm(outputs.roots.mT, product), alpha=alpha)
         total.addcmul_(product, outputs.remainder[:, :, None], value=alpha)
     else:
         total.baddbmm_(outputs, product, alpha=alpha)
@@ -113,8 +113,8 @@ def _times(matrices: Tensor, factor: Factor) -> Tensor:
     if isinstance(factor, LowRank):
         # The diagonal first, into which the product is added in place.
         product = matrices * factor.remainder[:, None, :]
-        return product.baddbmm_(matrices @ factor.roots, factor.roots.mT)
-    return matrices * factor[:, None, :] if factor.dim() == 2 else matrices @ factor
+        return product.baddbmm_(torch.bmm(matrices, factor.roots), factor.roots.mT)
+    return matrices * factor[:, None, :] if factor.dim() == 2 else torch.bmm(matrices, factor)
 
 
 def _thin_products(matrices: Tensor, inputs: LowRank, outputs: LowRank) -> tuple[Tensor, Tensor]:
@@ -123,11 +123,14 @@ def _thin_products(matrices: Tensor, inputs: LowRank, outputs: LowRank) -> tuple
     With A = U Uᵀ + diag(d_A) and G = V Vᵀ + diag(d_G), L R is
     diag(d_G) (D U) Uᵀ + V [(Vᵀ D) diag(d_A) + (Vᵀ D U) Uᵀ].
     """
-    by_inputs = matrices @ inputs.roots
-    by_outputs = (outputs.roots.mT @ matrices).mul_(inputs.remainder[:, None, :])
-    by_outputs.baddbmm_(outputs.roots.mT @ by_inputs, inputs.roots.mT)
-    left = torch.cat([by_inputs * outputs.remainder[:, :, None], outputs.roots], 2)
-    return left, torch.cat([inputs.roots.mT, by_outputs], 1)
+    # The cost of small layers is that of the calls: bmm is one, @ several.
+    inputs_roots, outputs_roots = inputs.roots.mT, outputs.roots.mT
+    by_inputs = torch.bmm(matrices, inputs.roots)
+    by_outputs = torch.bmm(outputs_roots, matrices).mul_(inputs.remainder.unsqueeze(1))
+    by_outputs.baddbmm_(torch.bmm(outputs_roots, by_inputs), inputs_roots)
+    by_inputs.mul_(outputs.remainder.unsqueeze(2))
+    left = torch.cat([by_inputs, outputs.roots], 2)
+    return left, torch.cat([inputs_roots, by_outputs], 1)
 
 
 def _rank(values: Tensor, max_rank: int | float) -> int:
