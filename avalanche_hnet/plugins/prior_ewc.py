@@ -232,8 +232,10 @@ class PriorEWCPlugin(SupervisedPlugin):
         scale = experience.likelihood.criterion_scale(strategy._criterion, outputs, strategy.mb_y)
         scale /= penalty.n_samples
         penalty = penalty.with_strengths(scale, scale * self.ewc_lambda, strategy.optimizer)
-        if self.penalty_step == "implicit" and not self._has_warned_of_layers:
-            self._has_warned_of_layers = warn_of_layers(strategy.optimizer, penalty.without_step)
+        if not self._has_warned_of_layers:
+            self._has_warned_of_layers = warn_of_layers(
+                self.penalty_step, strategy.optimizer, penalty.without_step
+            )
         prior, ewc = penalty.values()
         total = strategy.loss + prior + ewc
         logs = strategy.clock.train_exp_iterations % self.log_every == 0
