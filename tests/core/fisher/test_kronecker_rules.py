@@ -140,6 +140,32 @@ def test_rule_that_is_wrong_is_not_used(rule, monkeypatch):
     assert_close(found.diagonal, {n: diagonal[n] for n in ("2.weight", "2.bias")})
 
 
+class SkipsALayer(nn.Module):
+    """Until a sample has a positive input."""
+
+    def __init__(self, layers):
+        super().__init__()
+        self.layers = layers
+
+    def forward(self, x):
+        first, _, skipped, _, last = self.layers
+        hidden = first(x).tanh()
+        return last(skipped(hidden).tanh() if (x > 0).any() else hidden[:, :4])
+
+
+@pytest.mark.filterwarnings("ignore:squared gradients of")
+@pytest.mark.parametrize("rule", [lambda layer, a, g: 1 / 0, lambda layer, a, g: (2 * a, g)])
+def test_rule_that_fails_in_a_later_batch_is_not_used(rule, monkeypatch):
+    layers, x, y = with_rule(rule, monkeypatch)
+    model, x = SkipsALayer(layers).eval(), torch.cat([-x[:2].abs(), x[2:].abs()])
+    batches = [(x[:2], y[:2]), (x[2:], y[2:])]
+    found, diagonal = kronecker_factors(model, batches), diagonal_fisher(model, batches)
+    assert found.layers.keys() == {"layers.0", "layers.4"}
+    own = {n: diagonal[n] for n in ("layers.2.weight", "layers.2.bias")}
+    assert all(values.any() for values in own.values())
+    assert_close(found.diagonal, own)
+
+
 def test_register_refuses_what_is_no_layer():
     with pytest.raises(TypeError, match="layer_types"):
         register_kronecker_rule(torch.tanh)
