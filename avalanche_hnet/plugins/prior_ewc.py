@@ -127,8 +127,9 @@ class PriorEWCPlugin(SupervisedPlugin):
             rest at the same weights. Where η is not known, the gradient is taken, with a warning.
             What is published, and ``strategy.loss``, do not depend on it. ``"auto"``: implicit for
             SGD and RAdam; gradient for optimizers that divide a gradient by its own size, like
-            Adam, where it does not diverge and costs less. A Kronecker product has implicit steps
-            with SGD only.
+            Adam, where it does not diverge and costs less. Kronecker products have implicit steps
+            with SGD (and in RAdam's first, which are like SGD's) and ``rank=1`` only; there is a
+            warning where SGD has to do without them.
         structure: ``"diagonal"``, or ``"kronecker"``: weights of a layer act together, see
             :class:`KroneckerPosterior`.
         rank: of ``"kronecker"``: how many products are kept for a layer; None for one for each
