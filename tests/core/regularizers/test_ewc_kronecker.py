@@ -90,8 +90,7 @@ def test_max_rank_is_that_of_the_penalty_alone(online):
         torch.manual_seed(0)
         ours = hypernetwork()
         regularizer = EWC(BETA, online=online, max_rank=max_rank, **KRONECKER)
-        for parameters, samples, _ in experiences(ours, regularizer, 1):
-            pass
+        ((parameters, samples, _),) = experiences(ours, regularizer, 1)
         state = regularizer.state_dict()
         again = EWC(BETA, online=online, max_rank=max_rank, **KRONECKER)
         again.load_state_dict(state)
