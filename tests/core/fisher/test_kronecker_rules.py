@@ -77,9 +77,28 @@ def test_linear_layers_equal_loops(positions, bias, weight_sharing):
 def test_embeddings_equal_loops(options, weight_sharing):
     model = nn.Sequential(nn.Embedding(12, 4, **options), nn.Flatten(), nn.Linear(20, 3)).eval()
     x, y = torch.randint(0, 6, (N, 5)), torch.randint(0, 3, (N,))
+    x[1] = 3  # nothing but padding, if there is any
     factor = kronecker_factors(model, [(x, y)], weight_sharing=weight_sharing).layers["0"]
     assert factor.inputs.shape == (1, 12)
     assert_factors(factor, *loop_factors(model, model[0], x, y, cross_entropy, weight_sharing))
+
+
+@pytest.mark.parametrize("weight_sharing", ["expand", "reduce"])
+def test_embedding_of_one_number_a_sample(weight_sharing):
+    model = nn.Sequential(nn.Embedding(12, 4), nn.Tanh(), nn.Linear(4, 3)).eval()
+    x, y = torch.randint(0, 6, (N,)), torch.randint(0, 3, (N,))
+    factor = kronecker_factors(model, [(x, y)], weight_sharing=weight_sharing).layers["0"]
+    assert_factors(factor, *loop_factors(model, model[0], x, y, cross_entropy, weight_sharing))
+
+
+@pytest.mark.parametrize("weight_sharing", ["expand", "reduce"])
+def test_padding_is_no_position(weight_sharing):
+    """One number and any padding is one position, and exact for a sample."""
+    model = nn.Sequential(nn.Embedding(12, 4, padding_idx=0), nn.Flatten(), nn.Linear(20, 3)).eval()
+    batch = torch.tensor([[0, 7, 0, 0, 0]]), torch.tensor([1])
+    fisher = kronecker_factors(model, [batch], weight_sharing=weight_sharing)
+    assert fisher.layers.keys() == {"0", "2"}
+    assert_close(fisher.whole_diagonal(), diagonal_fisher(model, [batch]))
 
 
 def test_embedding_whose_gradients_are_divided_by_frequencies():
