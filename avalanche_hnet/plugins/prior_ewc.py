@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from math import isfinite
 from typing import Any, NoReturn
 
@@ -30,6 +31,7 @@ from avalanche_hnet.core.common.likelihoods import (
 )
 from avalanche_hnet.core.common.logits import logits_of
 from avalanche_hnet.core.fisher.batch_statistics import refuse_batch_statistics
+from avalanche_hnet.core.fisher.batches import Repeatable
 from avalanche_hnet.core.fisher.complex_parameters import refuse_complex_parameters
 from avalanche_hnet.core.fisher.kronecker_sums import WeightSharing
 from avalanche_hnet.core.fisher.options import FisherKind
@@ -295,7 +297,7 @@ class PriorEWCPlugin(SupervisedPlugin):
         rows = _fisher_rows(self.n_fisher, len(dataset), self.generator)
         fisher = self.posterior.fisher(
             strategy.model,
-            _batches(strategy, dataset, rows, kwargs.get("num_workers", 0)),
+            Repeatable(partial(_batches, strategy, dataset, rows, kwargs.get("num_workers", 0))),
             likelihood=experience.likelihood,
             kind=self.fisher,
             generator=self.generator,
