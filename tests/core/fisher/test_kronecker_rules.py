@@ -112,6 +112,17 @@ def test_embedding_whose_gradients_are_divided_by_frequencies():
     torch.testing.assert_close(found.inputs, twice.inputs)
 
 
+@pytest.mark.parametrize("weight_sharing", ["expand", "reduce"])
+def test_frequencies_are_those_in_a_sample(weight_sharing):
+    """Rows that several samples look up, whose sums PyTorch would divide by the number of both."""
+    model = nn.Sequential(nn.Embedding(12, 4, scale_grad_by_freq=True), nn.Flatten())
+    model = model.append(nn.Linear(8, 3)).eval()
+    batch = torch.tensor([[5, 2], [2, 5], [5, 7]]), torch.tensor([0, 2, 1])
+    factor = kronecker_factors(model, [batch], weight_sharing=weight_sharing).layers["0"]
+    expected = loop_factors(model, model[0], *batch, cross_entropy, weight_sharing)
+    assert_factors(factor, *expected)
+
+
 class Scaled(nn.Module):
     """A linear map of twice the inputs."""
 
