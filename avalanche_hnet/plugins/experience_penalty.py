@@ -74,22 +74,24 @@ class ExperiencePenalty:
         return cls(posterior, parameters, active, n_samples, frozenset(dormant), implicit)
 
     def with_strengths(self, prior: float, ewc: float, optimizer: Optimizer) -> ExperiencePenalty:
-        """The same with these factors, for an optimizer's steps; itself if it has them already."""
-        if (prior, ewc) == self.strengths:
+        """The same with these factors, for an optimizer's next step; itself if it is that."""
+        penalty = self
+        if (prior, ewc) != self.strengths:
+            penalty = replace(
+                self,
+                strengths=(prior, ewc),
+                prior=self.posterior.prior_term(self.active, prior),
+                ewc=self.posterior.ewc_term(ewc, skip=self.dormant),
+            )
+        return penalty._with_steps_of(optimizer)
+
+    def _with_steps_of(self, optimizer: Optimizer) -> ExperiencePenalty:
+        """The same for an optimizer's next step: RAdam's first ones are like SGD's."""
+        if not (self.implicit and isinstance(self.ewc, KroneckerTerm)):
             return self
-        prior_term = self.posterior.prior_term(self.active, prior)
-        ewc_term = self.posterior.ewc_term(ewc, skip=self.dormant)
-        by_gradient: frozenset[str] = frozenset()
-        if self.implicit and isinstance(ewc_term, KroneckerTerm):
-            exact = names_of_exact_steps(optimizer, self.parameters, ewc_term)
-            by_gradient = frozenset(ewc_term.names_of_layers).difference(exact & self.implicit)
-        return replace(
-            self,
-            strengths=(prior, ewc),
-            prior=prior_term,
-            ewc=ewc_term,
-            by_gradient=by_gradient,
-        )
+        exact = names_of_exact_steps(optimizer, self.parameters, self.ewc)
+        by_gradient = frozenset(self.ewc.names_of_layers).difference(exact & self.implicit)
+        return self if by_gradient == self.by_gradient else replace(self, by_gradient=by_gradient)
 
     @property
     def without_step(self) -> list[str]:

@@ -59,28 +59,33 @@ def warn_of_others(
     return True
 
 
-def warn_of_layers(optimizer: Optimizer, names: Sequence[str]) -> bool:
+def warn_of_layers(kind: PenaltyStep, optimizer: Optimizer, names: Sequence[str]) -> bool:
     """Say for which parameters of layers with Kronecker products, and why, EWC has no such step.
 
+    Where the user has not asked for implicit steps, only if gradient steps may diverge.
+
     Args:
+        kind: what the user has asked for.
         optimizer: its step size is known.
         names: of these parameters.
 
     Returns:
-        Whether there are any.
+        Whether it has been said.
     """
-    if not names:
+    if not names or not (kind == "implicit" or has_one_rate(optimizer)):
         return False
+    unstable = ""
     if has_one_rate(optimizer):
         reason = (
-            "their layers have several products (rank other than 1), precisions of single elements "
-            "beside one, or a weight and a bias that do not move alike"
+            "their layers have several products (rank=1 keeps one), precisions of single elements "
+            "beside one, or a weight and a bias that do not move alike (one of them is frozen)"
         )
+        unstable = ", which is unstable where learning rate times penalty is large"
     else:
         reason = f"{type(optimizer).__name__} has a step size for each of their elements, SGD one"
     warnings.warn(
         f"there is no implicit step for the Kronecker products of {_listed(names)}: {reason}; "
-        "so EWC goes into the loss's gradient there, as with penalty_step='gradient'",
+        f"so EWC goes into the loss's gradient there, as with penalty_step='gradient'{unstable}",
         stacklevel=2,
     )
     return True

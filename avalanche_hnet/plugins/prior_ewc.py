@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from math import isfinite
 from typing import Any, NoReturn
 
@@ -30,6 +31,7 @@ from avalanche_hnet.core.common.likelihoods import (
 )
 from avalanche_hnet.core.common.logits import logits_of
 from avalanche_hnet.core.fisher.batch_statistics import refuse_batch_statistics
+from avalanche_hnet.core.fisher.batches import Repeatable
 from avalanche_hnet.core.fisher.complex_parameters import refuse_complex_parameters
 from avalanche_hnet.core.fisher.kronecker_sums import WeightSharing
 from avalanche_hnet.core.fisher.options import FisherKind
@@ -127,8 +129,9 @@ class PriorEWCPlugin(SupervisedPlugin):
             rest at the same weights. Where η is not known, the gradient is taken, with a warning.
             What is published, and ``strategy.loss``, do not depend on it. ``"auto"``: implicit for
             SGD and RAdam; gradient for optimizers that divide a gradient by its own size, like
-            Adam, where it does not diverge and costs less. A Kronecker product has implicit steps
-            with SGD only.
+            Adam, where it does not diverge and costs less. Kronecker products have implicit steps
+            with SGD (and in RAdam's first, which are like SGD's) and ``rank=1`` only; there is a
+            warning where SGD has to do without them.
         structure: ``"diagonal"``, or ``"kronecker"``: weights of a layer act together, see
             :class:`KroneckerPosterior`.
         rank: of ``"kronecker"``: how many products are kept for a layer; None for one for each
@@ -232,8 +235,10 @@ class PriorEWCPlugin(SupervisedPlugin):
         scale = experience.likelihood.criterion_scale(strategy._criterion, outputs, strategy.mb_y)
         scale /= penalty.n_samples
         penalty = penalty.with_strengths(scale, scale * self.ewc_lambda, strategy.optimizer)
-        if self.penalty_step == "implicit" and not self._has_warned_of_layers:
-            self._has_warned_of_layers = warn_of_layers(strategy.optimizer, penalty.without_step)
+        if not self._has_warned_of_layers:
+            self._has_warned_of_layers = warn_of_layers(
+                self.penalty_step, strategy.optimizer, penalty.without_step
+            )
         prior, ewc = penalty.values()
         total = strategy.loss + prior + ewc
         logs = strategy.clock.train_exp_iterations % self.log_every == 0
@@ -292,7 +297,7 @@ class PriorEWCPlugin(SupervisedPlugin):
         rows = _fisher_rows(self.n_fisher, len(dataset), self.generator)
         fisher = self.posterior.fisher(
             strategy.model,
-            _batches(strategy, dataset, rows, kwargs.get("num_workers", 0)),
+            Repeatable(partial(_batches, strategy, dataset, rows, kwargs.get("num_workers", 0))),
             likelihood=experience.likelihood,
             kind=self.fisher,
             generator=self.generator,

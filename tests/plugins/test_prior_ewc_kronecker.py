@@ -382,3 +382,21 @@ def test_data_in_memory_give_the_same_posterior():
         assert torch.equal(p, q)
     for name in posterior._parts.layers:
         assert torch.equal(precision_matrix(posterior, name), precision_matrix(other, name))
+
+
+@pytest.mark.parametrize("n_fisher", [None, 7])
+def test_batches_of_the_fisher_are_made_again_and_not_kept(n_fisher, monkeypatch):
+    """Layers that lose their trust late ask for them twice."""
+    plugin = PriorEWCPlugin(structure="kronecker", n_fisher=n_fisher)
+    compute, passes = plugin.posterior.fisher, []
+
+    def fisher(model, batches, **options):
+        assert iter(batches) is not batches
+        passes.extend(torch.cat([x for x, *_ in batches]) for _ in range(2))
+        return compute(model, batches, **options)
+
+    monkeypatch.setattr(plugin.posterior, "fisher", fisher)
+    run(plugin, mlp(n_out=2), task_stream(1).train_stream)
+    first, second = passes
+    assert len(first) == (n_fisher or 20)
+    assert torch.equal(first, second)

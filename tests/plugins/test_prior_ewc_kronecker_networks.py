@@ -128,7 +128,7 @@ def test_the_task_is_inferred_with_the_posterior(name, options):
     strategy.train(benchmark.train_stream[2])  # goes on with task labels
 
 
-@pytest.mark.filterwarnings("ignore:the prior adds")
+@pytest.mark.filterwarnings("ignore:the prior adds", "ignore:there is no implicit step")
 @pytest.mark.parametrize(
     ("name", "rank"),
     [*((name, 1) for name in NETWORKS), ("transformer", 2), ("IncrementalClassifier", None)],

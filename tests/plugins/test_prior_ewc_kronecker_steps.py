@@ -17,6 +17,7 @@ OPTIMIZERS = {
     "SGD, momentum": lambda p: torch.optim.SGD(p, 0.1, momentum=0.9),
     "SGD, Nesterov": lambda p: torch.optim.SGD(p, 0.1, momentum=0.9, nesterov=True),
     "Adam": lambda p: torch.optim.Adam(p, 1e-2),
+    "RAdam": lambda p: torch.optim.RAdam(p, 1e-2),
 }
 
 
@@ -54,6 +55,7 @@ def test_gradient_steps_diverge_where_implicit_ones_do_not():
         run(plugin_of(1e6, penalty_step="gradient"), MultiHead(), stream, train_epochs=20)
 
 
+@pytest.mark.filterwarnings("ignore:there is no implicit step")
 def test_several_products_have_gradient_steps_and_the_error_says_what_has_others():
     stream = task_stream(4, n_samples=40, task_labels=[0] * 4).train_stream
     with pytest.raises(ValueError, match=r"or rank=1, which has implicit steps, may help"):
@@ -93,13 +95,15 @@ def test_adam_is_warned_of_once_that_products_have_no_implicit_step():
     assert "loss's gradient" in message
 
 
-def test_several_products_are_warned_of_once():
+@pytest.mark.parametrize("step", ["auto", "implicit"])
+def test_several_products_are_warned_of_once(step):
     stream, model = task_stream(4, task_labels=[0, 0, 0, 0]).train_stream, mlp(n_out=2)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        run(plugin_of(penalty_step="implicit", rank=None), model, stream, lr=0.01)
+        run(plugin_of(penalty_step=step, rank=None), model, stream, lr=0.01)
     (message,) = of_layers(caught)
-    assert "several products (rank other than 1)" in message
+    assert "several products (rank=1 keeps one)" in message
+    assert "unstable where learning rate times penalty is large" in message
 
 
 def frozen_bias(model):
@@ -119,7 +123,9 @@ def nothing(model):
     ("step", "name", "rank", "change"),
     [
         ("auto", "Adam", 1, nothing),
-        ("auto", "SGD", 2, nothing),
+        ("auto", "SGD", 1, nothing),
+        ("auto", "RAdam", 2, nothing),
+        ("auto", "Adam", 1, frozen_bias),
         ("gradient", "SGD", None, nothing),
         ("implicit", "SGD", 1, nothing),
         ("implicit", "SGD, momentum", 1, nothing),
@@ -138,9 +144,10 @@ def test_no_warning_where_it_is_not_true(step, name, rank, change):
         change(model)
 
 
-def test_a_layer_with_a_frozen_bias_is_warned_of():
+@pytest.mark.parametrize("step", ["auto", "implicit"])
+def test_a_layer_with_a_frozen_bias_is_warned_of(step):
     stream, model = task_stream(2, task_labels=[0, 0]).train_stream, mlp(n_out=2)
-    strategy = naive(model, plugin_of(0.1, penalty_step="implicit"))
+    strategy = naive(model, plugin_of(0.1, penalty_step=step))
     strategy.train(stream[0])
     frozen_bias(model)
     with pytest.warns(UserWarning, match=r"of '0\.weight': .*a weight and a bias that do not"):

@@ -27,11 +27,13 @@ def loop_factors(model, layer, x, y, nll, weight_sharing="expand", labels=None):
         handle.remove()
         if not seen:
             continue
-        n_called += 1
         (inputs, output), *others = seen
         assert not others
         grads = torch.autograd.grad(loss, output)[0][0]
         a, g = ROWS[type(layer).__name__](layer, inputs[0].detach(), grads)
+        n_called += a.shape[1] > 0
+        if a.shape[1] == 0:
+            continue
         if getattr(layer, "bias", None) is not None:
             a = torch.cat([a, a.new_ones(*a.shape[:-1], 1)], -1)
         if weight_sharing == "reduce":
@@ -74,9 +76,9 @@ def conv_rows(layer, inputs, grads):
 def embedding_rows(layer, inputs, grads):
     a = one_hot(inputs.flatten(), layer.num_embeddings).to(grads.dtype)
     g = grads.reshape(-1, layer.embedding_dim)
-    if layer.padding_idx is not None:
-        a[:, layer.padding_idx] = 0
-        g = g * (inputs.flatten() != layer.padding_idx)[:, None]
+    if layer.padding_idx is not None:  # nothing is looked up there
+        is_used = inputs.flatten() != layer.padding_idx
+        a, g = a[is_used], g[is_used]
     return a[None], g[None]
 
 

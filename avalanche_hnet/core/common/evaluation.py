@@ -30,6 +30,20 @@ def evaluating(modules: Iterable[nn.Module]) -> Iterator[None]:
 
 
 @contextmanager
+def differentiable(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """Gradients by the parameters inside, also by those that are frozen, or in inference mode."""
+    frozen = [parameter for parameter in parameters if not parameter.requires_grad]
+    with torch.inference_mode(False), torch.enable_grad():
+        try:
+            for parameter in frozen:
+                parameter.requires_grad_(True)
+            yield
+        finally:
+            for parameter in frozen:
+                parameter.requires_grad_(False)
+
+
+@contextmanager
 def random_numbers_kept() -> Iterator[list[str]]:
     """Put the global random states back afterwards; then the list names those that were used."""
     used: list[str] = []

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,6 +18,20 @@ from avalanche_hnet.core.common.task_labels import takes_task_labels
 _TARGETS, _TASK_LABELS = "labels", "targets_task_labels"
 
 TaskBatch = tuple[Tensor | Samples, Tensor, Tensor | None]
+
+
+@dataclass(frozen=True, eq=False)
+class Repeatable:
+    """Batches that are made anew whenever they are gone through, and not kept.
+
+    Attributes:
+        make: begins to make them.
+    """
+
+    make: Callable[[], Iterator[Any]]
+
+    def __iter__(self) -> Iterator[Any]:
+        return self.make()
 
 
 def single_task_batches(

@@ -192,9 +192,7 @@ def _wrong(
             return set(names)
         return set().union(*(_wrong(task, rules, p, trial, by_layer=by_layer) for p in parts))
     of_layer = layer_of if by_layer else None
-    return trial.disagreeing(names, squares, of_layer) | trial.disagreeing_sums(
-        sums, task, of_layer
-    )
+    return trial.disagreeing(names, squares, of_layer) | trial.disagreeing_sums(sums, of_layer)
 
 
 def layer_of(name: str) -> str:

@@ -152,6 +152,9 @@ class PatchSums(RowSums):
 class TableSums:
     """Of rows that are a one in the place of the row number that is looked up: only the diagonal.
 
+    Numbers below zero, of padding, look up nothing: they are no positions, and samples that have no
+    others do not count.
+
     Args:
         like: what decides about type and device.
         n_rows: I, of the table.
@@ -165,13 +168,14 @@ class TableSums:
 
     def add(self, layer: nn.Module, inputs: Tensor, rows: Rows) -> None:
         """See :class:`InputSums`."""
-        self._n_samples += len(inputs)
-        numbers, n_rows = rows.inputs[0].flatten(1), self._squares.shape[1]
-        if not numbers.numel():  # sequences of no length
-            return
+        numbers, n_rows = rows.inputs[0], self._squares.shape[1]
+        numbers = numbers.reshape(len(numbers), numbers.shape[1:].numel())
+        is_used = numbers >= 0
+        n_positions = is_used.sum(1)
+        self._n_samples += int(n_positions.count_nonzero())
         sample = torch.arange(len(numbers), device=numbers.device)[:, None]
-        pairs, counts = (sample * n_rows + numbers)[numbers >= 0].unique(return_counts=True)
-        shares = counts.to(self._squares.dtype) / numbers.shape[1]
+        pairs, counts = (sample * n_rows + numbers)[is_used].unique(return_counts=True)
+        shares = counts.to(self._squares.dtype) / n_positions[pairs // n_rows]
         self._squares[0].index_add_(0, pairs % n_rows, shares.square() if self._reduces else shares)
 
     def mean(self) -> Tensor:

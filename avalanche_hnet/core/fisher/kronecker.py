@@ -43,8 +43,10 @@ def kronecker_factors(
 
     - ``"expand"``: positions are like samples, A = mean over samples and positions of a aᵀ, and
       G = mean over samples of Σ g gᵀ over positions (for convolutions: Grosse & Martens 2016);
-    - ``"reduce"``: a is averaged and g is summed over positions first. Of a table (an embedding)
-      only the diagonal of A is kept.
+    - ``"reduce"``: a is averaged and g is summed over positions first.
+
+    Of a table (an embedding) only the diagonal of A is kept, and padding (``padding_idx``) is no
+    position.
 
     Layers have factors if they have a rule (:func:`register_kronecker_rule`) that holds in every
     batch: linear layers, convolutions and embeddings, unless they are used twice, tied, or the
@@ -53,8 +55,8 @@ def kronecker_factors(
     batches costs a pass over the data from the start; batches that can be iterated over only once
     are therefore kept.
 
-    In A of a layer that is called for some of the samples only (a head of one task) the mean is
-    over these; in G it is over all.
+    In A of a layer that is called for some of the samples only (a head of one task; a table, for
+    all that are not padding alone) the mean is over these; in G it is over all.
 
     Args:
         model: see :func:`diagonal_fisher`, as for all that is not named here.

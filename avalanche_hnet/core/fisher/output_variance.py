@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from avalanche_hnet.core.common.evaluation import usable
+from avalanche_hnet.core.common.evaluation import differentiable, usable
 from avalanche_hnet.core.common.samples import Samples, as_samples
 from avalanche_hnet.core.fisher.one_task import OneTask
 from avalanche_hnet.core.fisher.squared_gradients import SquaredGradients
@@ -31,7 +31,7 @@ def output_variance(
 
     Args:
         model: in evaluation mode; called with ``(x)``, or ``(x, task_label)`` if that is given.
-        variances: Σ by parameter name; other parameters are certain.
+        variances: Σ by parameter name, frozen or not; other parameters are certain.
         x: B inputs, in dimension 0 of a tensor or of each tensor of a structure.
         task_label: of all inputs.
         is_needed: from the outputs to a mask of output units, flattened (U,); the variance of the
@@ -42,11 +42,11 @@ def output_variance(
     """
     parameters = {n: p for n, p in model.named_parameters() if n in variances}
     x = as_samples(x)
-    if len(x) == 0:
+    if len(x) == 0 or not parameters:
         with torch.no_grad():
-            outputs = OneTask(model, parameters, task_label).outputs(x)
+            outputs = OneTask(model, parameters, task_label, in_pairs=True).outputs(x)
         return outputs, torch.zeros_like(outputs)
-    with torch.inference_mode(False), torch.enable_grad():
+    with differentiable(parameters.values()):
         x, variances = usable(x), {n: usable(v) for n, v in variances.items()}
         method = SquaredGradients(model, parameters, x, task_label)
         step = samples_at_once(method, parameters, len(x))

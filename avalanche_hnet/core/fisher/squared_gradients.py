@@ -175,7 +175,13 @@ class SquaredGradients:
         if not untried:
             return set()
         factor = random_factor(outputs)
-        squares = ByRule(untried, self._rules, outputs, recording).squares(factor)
+        try:
+            squares = ByRule(untried, self._rules, outputs, recording).squares(factor)
+        except Exception:  # a rule meets inputs that it was not written for
+            own = [self._task.of_layers([p]) & untried for p in self._task.layers_of(untried)]
+            if len(own) == 1:
+                return own[0]
+            return set().union(*(self._tried_and_wrong(x, outputs, recording, n) for n in own))
         met = {name for name, square in squares.items() if square.any()}
         met |= self._unknown_to_rules(untried - squares.keys(), outputs, recording, factor)
         if not met:

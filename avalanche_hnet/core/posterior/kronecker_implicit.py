@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from avalanche_hnet.core.posterior.implicit import implicit_step
 from avalanche_hnet.core.posterior.kronecker_term import KroneckerTerm, LayerTerm
-from avalanche_hnet.core.posterior.step_sizes import has_one_rate, step_size
+from avalanche_hnet.core.posterior.step_sizes import shared_rate
 
 
 def names_of_exact_steps(
@@ -18,12 +18,12 @@ def names_of_exact_steps(
 ) -> frozenset[str]:
     """Names of the parameters whose layers :func:`kronecker_implicit_step` can move.
 
-    The optimizer has one step size for all elements (SGD), the same for weight and bias, both of
-    which it moves; the layer has one product and no precisions by element; and what is known of it
-    are some of its units by some of its inputs, as with whole rows. Other layers feel their penalty
-    in the gradient.
+    The optimizer's next step has one size for all elements (SGD, RAdam's first steps), the same for
+    weight and bias, both of which it moves; the layer has one product and no precisions by element;
+    and what is known of it are some of its units by some of its inputs, as with whole rows. Other
+    layers feel their penalty in the gradient.
     """
-    rates = _rates(optimizer, parameters)
+    rates = _rates(optimizer, parameters, n_more=1)
     return frozenset(
         name for layer in penalty.layers if _has_exact_step(layer, rates) for name in layer.names
     )
@@ -80,17 +80,18 @@ def _move(term: LayerTerm, parameters: Mapping[str, Tensor], rate: float) -> Non
             parameters[name].sub_(part)
 
 
-def _rates(optimizer: Optimizer, parameters: Mapping[str, Tensor]) -> dict[str, float]:
+def _rates(
+    optimizer: Optimizer, parameters: Mapping[str, Tensor], n_more: int = 0
+) -> dict[str, float]:
     """The step sizes of parameters that have one for all their elements, by name."""
-    if not has_one_rate(optimizer):
-        return {}
     names = {parameter: name for name, parameter in parameters.items() if parameter.requires_grad}
     rates = {}
     for group in optimizer.param_groups:
         for parameter in group["params"]:
-            size = step_size(optimizer, group, parameter) if parameter in names else None
-            if size is not None:
-                rates[names[parameter]] = size.rate
+            if parameter in names:
+                rate = shared_rate(optimizer, group, parameter, n_more)
+                if rate is not None:
+                    rates[names[parameter]] = rate
     return rates
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from avalanche_hnet.core.common.evaluation import usable
+from avalanche_hnet.core.common.evaluation import differentiable, usable
 from avalanche_hnet.core.common.samples import Samples, as_samples
 from avalanche_hnet.core.fisher.by_loop import ByLoop
 from avalanche_hnet.core.fisher.by_vmap import ByVmap
@@ -65,9 +65,9 @@ def kronecker_output_variance(
     outputs, variance = output_variance(model, rest, x, task_label, is_needed)
     if not layers or len(x) == 0:
         return outputs, variance
-    with torch.inference_mode(False), torch.enable_grad():
+    names = {name: p for name, p in model.named_parameters() if name in in_layers}
+    with differentiable(names.values()):
         x, total = usable(x), at_least_single(usable(variance))
-        names = {name: p for name, p in model.named_parameters() if name in in_layers}
         rows = _rows_of(model, layers)
         method = SquaredGradients(model, names, x, task_label, rows)
         # A sample alone is given twice, since models may drop the dimension of the samples.

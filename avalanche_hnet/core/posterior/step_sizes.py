@@ -88,6 +88,26 @@ def has_one_rate(optimizer: Optimizer) -> bool:
     return type(optimizer) is SGD and is_known(optimizer)
 
 
+def shared_rate(
+    optimizer: Optimizer, group: Mapping[str, Any], parameter: Tensor, n_more: int = 0
+) -> float | None:
+    """The step size of a parameter if it is one number for all elements, as RAdam's is at first.
+
+    Args:
+        optimizer: any.
+        group: that of its groups which the parameter is in.
+        parameter: one that it moves.
+        n_more: 1 for its next step, 0 for the one that it has made.
+    """
+    if has_one_rate(optimizer):
+        return _sgd(group, {}).rate
+    if type(optimizer) is RAdam and is_known(optimizer):
+        n_steps = float(optimizer.state.get(parameter, {}).get("step", 0)) + n_more
+        if n_steps == 0 or _length(group, n_steps) <= _SHORTEST:
+            return float(group["lr"])
+    return None
+
+
 def is_known(optimizer: Optimizer) -> bool:
     """Whether :func:`step_size` knows the optimizer's step, its options included."""
     return type(optimizer) in _RULES and not any(
@@ -129,15 +149,24 @@ def _by_second_moment(
 def _radam(group: Mapping[str, Any], state: Mapping[str, Any]) -> StepSize:
     """Liu et al. 2020, algorithm 2: no second moment as long as its variance is too large."""
     n_steps, beta2 = float(state["step"]), group["betas"][1]
-    longest = 2 / (1 - beta2) - 1
-    length = longest - 2 * n_steps * beta2**n_steps / (1 - beta2**n_steps)
-    if length <= 5:
+    longest, length = 2 / (1 - beta2) - 1, _length(group, n_steps)
+    if length <= _SHORTEST:
         return StepSize(float(group["lr"]))
     rectified = (
         (length - 4) * (length - 2) * longest / ((longest - 4) * (longest - 2) * length)
     ) ** 0.5
     root = (1 - beta2**n_steps) ** 0.5
     return StepSize(float(group["lr"]) * rectified * root, state["exp_avg_sq"], group["eps"])
+
+
+# Of the average that RAdam divides by; over fewer steps it takes none.
+_SHORTEST = 5
+
+
+def _length(group: Mapping[str, Any], n_steps: float) -> float:
+    """ρ_t: over how many steps RAdam's second moment is an average."""
+    beta2 = group["betas"][1]
+    return float(2 / (1 - beta2) - 1 - 2 * n_steps * beta2**n_steps / (1 - beta2**n_steps))
 
 
 def _adamax(group: Mapping[str, Any], state: Mapping[str, Any]) -> StepSize:

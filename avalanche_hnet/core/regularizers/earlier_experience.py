@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from avalanche_hnet.core.posterior.kronecker_checks import check_factors
 from avalanche_hnet.core.posterior.kronecker_state import layer_state, layers_from_state
 from avalanche_hnet.core.posterior.kronecker_term import KroneckerTerm, LayerTerm
 from avalanche_hnet.core.posterior.layer_products import LayerProducts, products_of
+from avalanche_hnet.core.posterior.low_rank import MaxRank
 from avalanche_hnet.core.posterior.protocol import Term
 
 Fisher = Mapping[str, Tensor] | KroneckerFisher
@@ -41,7 +42,11 @@ class EarlierExperience:
 
     @classmethod
     def of(
-        cls, fisher: Fisher, n_samples: int, parameters: Mapping[str, Tensor]
+        cls,
+        fisher: Fisher,
+        n_samples: int,
+        parameters: Mapping[str, Tensor],
+        max_rank: MaxRank = None,
     ) -> EarlierExperience:
         """What an experience leaves.
 
@@ -49,6 +54,7 @@ class EarlierExperience:
             fisher: F, averaged over samples; what is missing is zero.
             n_samples: N.
             parameters: θ* by name.
+            max_rank: of the factors in the penalty.
         """
         centres = {n: p.detach().clone() for n, p in parameters.items()}
         diagonal = fisher.diagonal if isinstance(fisher, KroneckerFisher) else fisher
@@ -60,7 +66,7 @@ class EarlierExperience:
                 weight = centres[factor.layout.weight]
                 products = products_of(factor, n_samples, everything, weight)
                 assert products is not None  # since all elements are active
-                layers[name] = products
+                layers[name] = replace(products, max_rank=max_rank)
         return cls({n: n_samples * f for n, f in diagonal.items()}, centres, layers)
 
     def term(self, device: torch.device) -> Term:
@@ -88,12 +94,15 @@ class EarlierExperience:
         return state
 
     @classmethod
-    def from_state(cls, state: Mapping[str, Any], where: str = "state") -> EarlierExperience:
+    def from_state(
+        cls, state: Mapping[str, Any], where: str = "state", max_rank: MaxRank = None
+    ) -> EarlierExperience:
         """The reverse of :meth:`state_dict`, as a copy.
 
         Args:
             state: see there.
             where: what it is called in errors.
+            max_rank: see :meth:`of`; the state does not have it.
 
         Raises:
             ValueError: naming the entry that is not what it should be.
@@ -109,7 +118,7 @@ class EarlierExperience:
                 )
             check_not_negative(f"{where}['weights'][{name!r}]", tensor)
         of_layers = state.get("layers", {})
-        layers = layers_from_state(of_layers, centres, parent=f"{where}['layers']")
+        layers = layers_from_state(of_layers, centres, max_rank, parent=f"{where}['layers']")
         return cls(_copies(weights), _copies(centres), layers)
 
 
@@ -117,8 +126,8 @@ def _copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in tensors.items()}
 
 
-def experiences_from_state(states: Any) -> list[EarlierExperience]:
-    """Earlier experiences from a list of their states.
+def experiences_from_state(states: Any, max_rank: MaxRank = None) -> list[EarlierExperience]:
+    """Earlier experiences from a list of their states, whose layers get this ``max_rank``.
 
     Raises:
         ValueError: naming the entry that is not what it should be.
@@ -126,6 +135,6 @@ def experiences_from_state(states: Any) -> list[EarlierExperience]:
     if not isinstance(states, list | tuple):
         raise ValueError(f"state['experiences'] must be a list, got {type(states).__name__}")
     return [
-        EarlierExperience.from_state(each, f"state['experiences'][{number}]")
+        EarlierExperience.from_state(each, f"state['experiences'][{number}]", max_rank)
         for number, each in enumerate(states)
     ]

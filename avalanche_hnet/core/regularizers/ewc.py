@@ -13,6 +13,7 @@ from avalanche_hnet.core.common.arguments import at_least, fraction
 from avalanche_hnet.core.common.checksums import check_checksums, with_checksums
 from avalanche_hnet.core.fisher.kronecker_sums import WeightSharing
 from avalanche_hnet.core.hypernetworks.network import HyperNetwork
+from avalanche_hnet.core.posterior.low_rank import MaxRank
 from avalanche_hnet.core.posterior.protocol import Posterior, Term
 from avalanche_hnet.core.posterior.structure import Structure, make_posterior
 from avalanche_hnet.core.regularizers.base import Experience, FisherSource, Penalty, Regularizer
@@ -65,6 +66,7 @@ class EWC(Regularizer):
             each experience.
         weight_sharing: of ``"kronecker"``: ``"expand"`` or ``"reduce"``, how chunks are treated,
             see :func:`kronecker_factors`.
+        max_rank: of ``"kronecker"``: a cheaper penalty, see :class:`KroneckerPosterior`.
 
     Attributes:
         posterior: the :class:`GaussianPosterior` or :class:`KroneckerPosterior`, if online.
@@ -87,6 +89,7 @@ class EWC(Regularizer):
         structure: Structure = "diagonal",
         rank: int | None = 1,
         weight_sharing: WeightSharing = "expand",
+        max_rank: MaxRank = None,
     ) -> None:
         super().__init__(beta)
         fraction(gamma=gamma)
@@ -103,8 +106,13 @@ class EWC(Regularizer):
         self.n_fisher = n_fisher
         self.structure: Structure = structure
         self.posterior: Posterior = make_posterior(
-            structure, prior_variance, rank=rank, weight_sharing=weight_sharing
+            structure,
+            prior_variance,
+            rank=rank,
+            weight_sharing=weight_sharing,
+            max_rank=max_rank,
         )
+        self._max_rank: MaxRank = max_rank
         self._experiences: list[EarlierExperience] = []
         self._terms: Terms | None = None
 
@@ -177,7 +185,7 @@ class EWC(Regularizer):
             everything = {n: torch.ones_like(p, dtype=torch.bool) for n, p in parameters.items()}
             self.posterior.update(parameters, fisher, source.n_samples, everything, self.gamma)
         else:
-            earlier = EarlierExperience.of(fisher, source.n_samples, parameters)
+            earlier = EarlierExperience.of(fisher, source.n_samples, parameters, self._max_rank)
             self._experiences.append(earlier)
 
     def state_dict(self) -> dict[str, Any]:
@@ -199,7 +207,7 @@ class EWC(Regularizer):
                 f"state was made with online={state['online']}, but this regulariser has "
                 f"online={self.online}"
             )
-        earlier = experiences_from_state(state["experiences"])
+        earlier = experiences_from_state(state["experiences"], self._max_rank)
         if self.online and earlier:
             raise ValueError("state['experiences'] must be empty with online=True")
         check_checksums(state)

@@ -77,9 +77,28 @@ def test_linear_layers_equal_loops(positions, bias, weight_sharing):
 def test_embeddings_equal_loops(options, weight_sharing):
     model = nn.Sequential(nn.Embedding(12, 4, **options), nn.Flatten(), nn.Linear(20, 3)).eval()
     x, y = torch.randint(0, 6, (N, 5)), torch.randint(0, 3, (N,))
+    x[1] = 3  # nothing but padding, if there is any
     factor = kronecker_factors(model, [(x, y)], weight_sharing=weight_sharing).layers["0"]
     assert factor.inputs.shape == (1, 12)
     assert_factors(factor, *loop_factors(model, model[0], x, y, cross_entropy, weight_sharing))
+
+
+@pytest.mark.parametrize("weight_sharing", ["expand", "reduce"])
+def test_embedding_of_one_number_a_sample(weight_sharing):
+    model = nn.Sequential(nn.Embedding(12, 4), nn.Tanh(), nn.Linear(4, 3)).eval()
+    x, y = torch.randint(0, 6, (N,)), torch.randint(0, 3, (N,))
+    factor = kronecker_factors(model, [(x, y)], weight_sharing=weight_sharing).layers["0"]
+    assert_factors(factor, *loop_factors(model, model[0], x, y, cross_entropy, weight_sharing))
+
+
+@pytest.mark.parametrize("weight_sharing", ["expand", "reduce"])
+def test_padding_is_no_position(weight_sharing):
+    """One number and any padding is one position, and exact for a sample."""
+    model = nn.Sequential(nn.Embedding(12, 4, padding_idx=0), nn.Flatten(), nn.Linear(20, 3)).eval()
+    batch = torch.tensor([[0, 7, 0, 0, 0]]), torch.tensor([1])
+    fisher = kronecker_factors(model, [batch], weight_sharing=weight_sharing)
+    assert fisher.layers.keys() == {"0", "2"}
+    assert_close(fisher.whole_diagonal(), diagonal_fisher(model, [batch]))
 
 
 def test_embedding_whose_gradients_are_divided_by_frequencies():
@@ -91,6 +110,17 @@ def test_embedding_whose_gradients_are_divided_by_frequencies():
     found, twice = (kronecker_factors(m, [(x, y)]).layers["0"] for m in (divided, plain))
     torch.testing.assert_close(found.outputs, twice.outputs / 4)
     torch.testing.assert_close(found.inputs, twice.inputs)
+
+
+@pytest.mark.parametrize("weight_sharing", ["expand", "reduce"])
+def test_frequencies_are_those_in_a_sample(weight_sharing):
+    """Rows that several samples look up, whose sums PyTorch would divide by the number of both."""
+    model = nn.Sequential(nn.Embedding(12, 4, scale_grad_by_freq=True), nn.Flatten())
+    model = model.append(nn.Linear(8, 3)).eval()
+    batch = torch.tensor([[5, 2], [2, 5], [5, 7]]), torch.tensor([0, 2, 1])
+    factor = kronecker_factors(model, [batch], weight_sharing=weight_sharing).layers["0"]
+    expected = loop_factors(model, model[0], *batch, cross_entropy, weight_sharing)
+    assert_factors(factor, *expected)
 
 
 class Scaled(nn.Module):
@@ -138,6 +168,32 @@ def test_rule_that_is_wrong_is_not_used(rule, monkeypatch):
     found, diagonal = kronecker_factors(model, [(x, y)]), diagonal_fisher(model, [(x, y)])
     assert found.layers.keys() == {"0", "4"}
     assert_close(found.diagonal, {n: diagonal[n] for n in ("2.weight", "2.bias")})
+
+
+class SkipsALayer(nn.Module):
+    """Until a sample has a positive input."""
+
+    def __init__(self, layers):
+        super().__init__()
+        self.layers = layers
+
+    def forward(self, x):
+        first, _, skipped, _, last = self.layers
+        hidden = first(x).tanh()
+        return last(skipped(hidden).tanh() if (x > 0).any() else hidden[:, :4])
+
+
+@pytest.mark.filterwarnings("ignore:squared gradients of")
+@pytest.mark.parametrize("rule", [lambda layer, a, g: 1 / 0, lambda layer, a, g: (2 * a, g)])
+def test_rule_that_fails_in_a_later_batch_is_not_used(rule, monkeypatch):
+    layers, x, y = with_rule(rule, monkeypatch)
+    model, x = SkipsALayer(layers).eval(), torch.cat([-x[:2].abs(), x[2:].abs()])
+    batches = [(x[:2], y[:2]), (x[2:], y[2:])]
+    found, diagonal = kronecker_factors(model, batches), diagonal_fisher(model, batches)
+    assert found.layers.keys() == {"layers.0", "layers.4"}
+    own = {n: diagonal[n] for n in ("layers.2.weight", "layers.2.bias")}
+    assert all(values.any() for values in own.values())
+    assert_close(found.diagonal, own)
 
 
 def test_register_refuses_what_is_no_layer():

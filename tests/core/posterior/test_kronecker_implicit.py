@@ -125,7 +125,10 @@ def without_steps():
     layout, phi = LAYOUTS["linear"][1], parameters_of("linear")
     plain = posterior_of("linear")
     yield "Adam", Adam(phi.values()), phi, plain.ewc_term()
-    yield "RAdam", RAdam(phi.values()), phi, plain.ewc_term()
+    radam = RAdam(phi.values())
+    for p in phi.values():
+        radam.state[p] = {"step": torch.tensor(6.0), "exp_avg_sq": torch.ones_like(p)}
+    yield "RAdam after its first steps", radam, phi, plain.ewc_term()
     yield "maximize", SGD(phi.values(), lr=0.1, maximize=True), phi, plain.ewc_term()
     groups = [
         {"params": [phi["layer.weight"]], "lr": 0.1},

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from avalanche_hnet import Gaussian, KroneckerPosterior, TaskInference, predict
+from avalanche_hnet import Gaussian, GaussianPosterior, KroneckerPosterior, TaskInference, predict
 from avalanche_hnet.core.fisher.kronecker_layer import layout_of
 from avalanche_hnet.core.posterior import rotated_rows
 from avalanche_hnet.core.posterior.at_mean import at_mean
@@ -168,6 +168,44 @@ def test_memory_is_bounded_without_changing_the_result(case, monkeypatch):
         monkeypatch.setattr(rotated_rows, "_BUDGET", 1)
         found = posterior.output_variance(model, x)
     torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("kind", [KroneckerPosterior, GaussianPosterior])
+@pytest.mark.parametrize("frozen", ["all", "0.weight", "0.bias", "0.", "2."])
+def test_frozen_parameters_are_as_uncertain_as_they_were(kind, frozen):
+    """Nobody differentiates a model that is only asked for predictions."""
+    model, x = mlp(), torch.randn(5, 6)
+    posterior = kind(0.5)
+    posterior.align(dict(model.named_parameters()))
+    fisher = posterior.fisher(model, [(torch.randn(9, 6), torch.randint(0, 3, (9,)))])
+    parameters = dict(model.named_parameters())
+    posterior.update(parameters, fisher, 9, everything(parameters))
+    expected = posterior.output_variance(model, x)
+    chosen = {n: frozen == "all" or n.startswith(frozen) for n in parameters}
+    for name, parameter in parameters.items():
+        parameter.requires_grad_(not chosen[name])
+    found = posterior.output_variance(model, x)
+    torch.testing.assert_close(found, expected, **CLOSE)
+    assert {n: not p.requires_grad for n, p in parameters.items()} == chosen
+
+
+class DropsDimensions(nn.Sequential):
+    def forward(self, x):
+        return super().forward(x).squeeze(0)
+
+
+@pytest.mark.parametrize("n_samples", [1, 5])
+def test_nothing_is_differentiated_for_parameters_of_no_layer_if_there_are_none(
+    n_samples, monkeypatch
+):
+    network, x = mlp(), torch.randn(n_samples, 6)
+    model = DropsDimensions(*network)
+    posterior = with_products(model)
+    expected, variance = linearised(network, posterior, x)
+    monkeypatch.setattr("avalanche_hnet.core.fisher.output_variance.SquaredGradients", None)
+    with at_mean(model, posterior):
+        found = posterior.output_variance(model, x)
+    torch.testing.assert_close(found, (expected, variance), **CLOSE)
 
 
 def test_units_that_are_not_needed_are_left_at_zero():

@@ -15,7 +15,12 @@ from torch.optim import (
     RMSprop,
 )
 
-from avalanche_hnet.core.posterior.step_sizes import is_known, names_of_known, step_size
+from avalanche_hnet.core.posterior.step_sizes import (
+    is_known,
+    names_of_known,
+    shared_rate,
+    step_size,
+)
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -153,6 +158,34 @@ def test_maximize_in_one_group_only():
         {"params": [torch.nn.Parameter(torch.zeros(2))], "maximize": True},
     ]
     assert not is_known(Adam(groups, lr=0.1))
+
+
+@pytest.mark.parametrize("beta2", [0.5, 0.9, 0.999])
+def test_radam_has_one_rate_as_long_as_it_steps_by_it(beta2):
+    """A gradient that is the same from the start moves by the rate, or by another number."""
+    p = torch.nn.Parameter(torch.zeros(2, dtype=torch.float64))
+    optimizer = RAdam([p], lr=0.1, betas=(0.9, beta2))
+    (group,) = optimizer.param_groups
+    n_alike = 0
+    for _ in range(12):
+        expected, before = shared_rate(optimizer, group, p, n_more=1), p.detach().clone()
+        p.grad = torch.tensor([1.0, -3.0], dtype=torch.float64)
+        optimizer.step()
+        is_alike = torch.allclose(before - p.detach(), 0.1 * p.grad, rtol=1e-9)
+        assert expected == shared_rate(optimizer, group, p) == (0.1 if is_alike else None)
+        n_alike += is_alike
+    assert n_alike > 0
+
+
+def test_other_optimizers_have_one_rate_always_or_never():
+    p = torch.nn.Parameter(torch.zeros(2))
+    for optimizer, expected in (
+        (SGD([p], 0.1, momentum=0.5), 0.2),
+        (SGD([p], 0.1, maximize=True), None),
+        (RAdam([p], 0.1, maximize=True), None),
+        (Adam([p], 0.1), None),
+    ):
+        assert shared_rate(optimizer, optimizer.param_groups[0], p, n_more=1) == expected
 
 
 def test_names():

@@ -7,7 +7,7 @@ from avalanche_hnet import EWC, KroneckerPosterior
 from avalanche_hnet.core.fisher.kronecker_layer import KroneckerFisher
 from avalanche_hnet.core.regularizers import Experience
 from avalanche_hnet.core.regularizers.base import Penalty
-from tests.support.kronecker import flat, matrix_of
+from tests.support.kronecker import assert_same_state, flat, matrix_of
 from tests.support.oracles import assert_close
 from tests.support.regularizers import (
     BETA,
@@ -80,6 +80,34 @@ def test_rank_one_is_that_of_the_posterior():
         assert len(layer["inputs"]) == 1
         for factor in ("inputs", "outputs"):
             torch.testing.assert_close(layer[factor], expected[name][factor])
+
+
+@pytest.mark.parametrize("online", [True, False])
+def test_max_rank_is_that_of_the_penalty_alone(online):
+    """By a posterior of the first experience, which has no prior if not online."""
+    values, states = [], []
+    for max_rank in (None, 1):
+        torch.manual_seed(0)
+        ours = hypernetwork()
+        regularizer = EWC(BETA, online=online, max_rank=max_rank, **KRONECKER)
+        ((parameters, samples, _),) = experiences(ours, regularizer, 1)
+        state = regularizer.state_dict()
+        again = EWC(BETA, online=online, max_rank=max_rank, **KRONECKER)
+        again.load_state_dict(state)
+        moved = {n: p + 0.1 for n, p in parameters.items()}
+        posterior = KroneckerPosterior(1.0 if online else 1e30, max_rank=max_rank)
+        posterior.align(ours.shared_parameters())
+        everything = {n: torch.ones_like(p, dtype=torch.bool) for n, p in parameters.items()}
+        posterior.update(parameters, samples.factors, samples.n_samples, everything)
+        term = posterior.ewc_term(BETA)(moved)
+        for each in (regularizer, again):
+            each.before_experience(ours, Experience((0,), 50, None))
+            prior = 0 if online else sum((p**2).sum() for p in moved.values()) / 2
+            torch.testing.assert_close(each.penalty(moved).value * 50 - prior, term)
+        values.append(term)
+        states.append(state)
+    assert not torch.isclose(*values, rtol=1e-4)
+    assert_same_state(*states)
 
 
 @pytest.mark.parametrize("kind", ["full", "chunks that do not divide", "chunks of tasks"])
