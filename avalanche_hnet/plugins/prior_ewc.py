@@ -29,14 +29,22 @@ from avalanche_hnet.core.common.likelihoods import (
     resolve_likelihood,
 )
 from avalanche_hnet.core.common.logits import logits_of
+from avalanche_hnet.core.common.processes import (
+    are_several,
+    average,
+    refuse_different,
+    take_first,
+)
 from avalanche_hnet.core.fisher.batch_statistics import refuse_batch_statistics
 from avalanche_hnet.core.fisher.complex_parameters import refuse_complex_parameters
 from avalanche_hnet.core.fisher.kronecker_sums import WeightSharing
 from avalanche_hnet.core.fisher.options import FisherKind
+from avalanche_hnet.core.fisher.share import Share
 from avalanche_hnet.core.posterior.gaussian import PriorMean
 from avalanche_hnet.core.posterior.structure import Structure, make_posterior
 from avalanche_hnet.data.experiences import stated_classes
 from avalanche_hnet.data.in_order import batches_in_order
+from avalanche_hnet.data.processes import evaluate_all, rows_of_process
 from avalanche_hnet.models.active import active_elements
 from avalanche_hnet.plugins.experience_penalty import ExperiencePenalty
 from avalanche_hnet.plugins.finite_loss import refuse_loss
@@ -61,6 +69,7 @@ from avalanche_hnet.plugins.prior_ewc_log import (
     publish_losses,
     publish_posterior,
 )
+from avalanche_hnet.plugins.processes import add_gradient, model_of, share_epoch, wrap_grown
 from avalanche_hnet.plugins.strategy_batch import taken_apart
 
 
@@ -73,9 +82,11 @@ class _CurrentExperience:
     """None: to be made in the next iteration, since the model may have changed."""
     losses: Mapping[str, Tensor] = field(default_factory=dict)
     """To be published at the end of this iteration."""
+    apart: Tensor | None = None
+    """The penalties, if their gradient is to be added after the backward pass."""
 
 
-class PriorEWCPlugin(SupervisedPlugin):
+class PriorEWCPlugin(SupervisedPlugin, supports_distributed=True):  # type: ignore[call-arg]
     """Prior-focused continual learning with a Gaussian posterior over the weights.
 
     While an experience of N samples is trained, the loss per sample is
@@ -201,17 +212,27 @@ class PriorEWCPlugin(SupervisedPlugin):
         refuse_criterion(strategy._criterion)
         likelihood = resolve_likelihood(self.likelihood, strategy._criterion)
         self._experience = _CurrentExperience(likelihood)
-        with undisturbed(strategy.model):
-            refuse_batch_statistics(dict(strategy.model.named_modules()))
-            refuse_complex_parameters(strategy.model)
+        model = model_of(strategy)
+        with undisturbed(model):
+            refuse_batch_statistics(dict(model.named_modules()))
+            refuse_complex_parameters(model)
 
     def before_training_exp(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
         """Take in the model as it is now, with the heads of this experience."""
+        wrap_grown(strategy)
         # Only to refuse what does not fit: other plugins may still change the model.
         self._checks.before_training(strategy, self.posterior)
         self._penalty_of(strategy)
         if self.train_from_scratch:
             self.posterior.forget()
+
+    def before_training_epoch(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
+        """Let several processes share the samples, in another order in each epoch."""
+        share_epoch(strategy)
+
+    def before_eval_exp(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
+        """Let each of several processes evaluate all samples."""
+        evaluate_all(strategy.dataloader)
 
     def after_eval(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
         """An evaluation in the middle of an experience may have grown the model."""
@@ -230,11 +251,14 @@ class PriorEWCPlugin(SupervisedPlugin):
         penalty = experience.penalty or self._penalty_of(strategy)
         outputs = logits_of(strategy.mb_output)
         scale = experience.likelihood.criterion_scale(strategy._criterion, outputs, strategy.mb_y)
-        scale /= penalty.n_samples
+        scale = average(scale, like=outputs) / penalty.n_samples
         penalty = penalty.with_strengths(scale, scale * self.ewc_lambda, strategy.optimizer)
         if self.penalty_step == "implicit" and not self._has_warned_of_layers:
             self._has_warned_of_layers = warn_of_layers(strategy.optimizer, penalty.without_step)
         prior, ewc = penalty.values()
+        apart = None
+        if are_several():  # whose gradients are averaged, and these are the same in each
+            apart, prior, ewc = prior + ewc, prior.detach(), ewc.detach()
         total = strategy.loss + prior + ewc
         logs = strategy.clock.train_exp_iterations % self.log_every == 0
         # On a GPU the look at the loss would wait for it. It stays infinite or NaN, once it is.
@@ -248,16 +272,18 @@ class PriorEWCPlugin(SupervisedPlugin):
             with torch.no_grad():
                 nll = strategy._criterion(strategy.mb_output, strategy.mb_y)
             losses = {"NLL": nll, "Prior": prior, "EWC": ewc, "Loss": nll + prior + ewc}
-        if logs or penalty is not experience.penalty:
-            self._experience = replace(experience, penalty=penalty, losses=losses)
+        if logs or penalty is not experience.penalty or apart is not None:
+            self._experience = replace(experience, penalty=penalty, losses=losses, apart=apart)
 
     def after_backward(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
         """Penalise heads of other tasks once the loss (of replayed samples) moves them."""
         experience = self._required_experience()
         assert experience.penalty is not None  # made before the backward pass
         penalty = experience.penalty.after_backward()
-        if penalty is not experience.penalty:
-            self._experience = replace(experience, penalty=penalty)
+        if experience.apart is not None:
+            add_gradient(experience.apart, penalty.parameters.values())
+        if penalty is not experience.penalty or experience.apart is not None:
+            self._experience = replace(experience, penalty=penalty, apart=None)
 
     def before_update(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
         """Refuse a loop whose loss the penalties have not been added to."""
@@ -284,15 +310,20 @@ class PriorEWCPlugin(SupervisedPlugin):
         experience = self._required_experience()
         if strategy.clock.train_exp_iterations == 0:
             return
-        parameters = dict(strategy.model.named_parameters())
+        refuse_different(strategy.model)
+        model = model_of(strategy)
+        take_first(model.buffers())
+        parameters = dict(model.named_parameters())
         self.posterior.align(parameters)
-        active = active_elements(strategy.model, strategy.experience)
+        active = active_elements(model, strategy.experience)
         dataset = strategy.experience.dataset.eval()
         start = time.perf_counter()
         rows = _fisher_rows(self.n_fisher, len(dataset), self.generator)
+        own_rows = rows_of_process(rows, len(dataset))
+        batches = _batches(strategy, dataset, own_rows, kwargs.get("num_workers", 0))
         fisher = self.posterior.fisher(
-            strategy.model,
-            _batches(strategy, dataset, rows, kwargs.get("num_workers", 0)),
+            model,
+            Share(batches) if are_several() else batches,
             likelihood=experience.likelihood,
             kind=self.fisher,
             generator=self.generator,
@@ -304,7 +335,7 @@ class PriorEWCPlugin(SupervisedPlugin):
         self.posterior.likelihood = experience.likelihood
         publish_posterior(strategy, self, self.posterior, active)
         self._experience = replace(experience, penalty=None)  # and let go of the model
-        self._checks.after_training(strategy.model, is_kept=not self.train_from_scratch)
+        self._checks.after_training(model, is_kept=not self.train_from_scratch)
 
     def _required_experience(self) -> _CurrentExperience:
         assert self._experience is not None  # an iteration belongs to an experience
@@ -312,9 +343,10 @@ class PriorEWCPlugin(SupervisedPlugin):
 
     def _penalty_of(self, strategy: SupervisedTemplate) -> ExperiencePenalty:
         """Take in the model as it is now."""
-        parameters = dict(strategy.model.named_parameters())
+        model = model_of(strategy)
+        parameters = dict(model.named_parameters())
         self.posterior.align(parameters)
-        active = active_elements(strategy.model, strategy.experience)
+        active = active_elements(model, strategy.experience)
         n_samples = len(strategy.experience.dataset)
         implicit = names_with_implicit_steps(self.penalty_step, strategy.optimizer, parameters)
         if self.penalty_step == "implicit" and not self._has_warned_of_steps:
@@ -346,7 +378,7 @@ def _batches(
     size = max(strategy.train_mb_size, strategy.eval_mb_size)
     store, device = store_of(strategy), strategy.device
     batches = batches_in_order(dataset, store, device, size, rows=rows, num_workers=num_workers)
-    multi_task = is_multi_task_module(strategy.model)
+    multi_task = is_multi_task_module(model_of(strategy))
     for batch in batches:
         yield taken_apart(strategy, batch, with_task_labels=multi_task)
 

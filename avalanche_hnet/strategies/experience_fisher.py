@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from avalanche.training.templates import SupervisedTemplate
 from torch import Tensor
 
+from avalanche_hnet.core.common.evaluation import random_numbers_kept
 from avalanche_hnet.core.common.likelihoods import Likelihood
+from avalanche_hnet.core.common.processes import are_several, share_generator
 from avalanche_hnet.core.common.samples import as_samples
+from avalanche_hnet.core.fisher.batches import random_subset
 from avalanche_hnet.core.fisher.diagonal import diagonal_fisher
 from avalanche_hnet.core.fisher.kronecker_layer import KroneckerFisher
+from avalanche_hnet.core.fisher.share import Share, own_part
 from avalanche_hnet.data.experiences import whole
 from avalanche_hnet.data.in_order import batches_in_order
 from avalanche_hnet.models.hyper_model import HyperModel
@@ -37,10 +41,9 @@ class ExperienceFisher:
 
     def of_shared_parameters(self, max_samples: int | None) -> dict[str, Tensor]:
         """Mean squared gradients of θ, by name, from at most ``max_samples`` samples."""
+        batches, rest = self._shared(self._batches, max_samples)
         fisher = self._model.of_hypernetwork(
-            diagonal_fisher(
-                self._model, self._batches(), likelihood=self._likelihood, max_samples=max_samples
-            )
+            diagonal_fisher(self._model, batches, likelihood=self._likelihood, max_samples=rest)
         )
         theta = self._model.hypernetwork.shared_parameters()
         return {name: fisher[name] for name in theta if name in fisher}
@@ -53,25 +56,37 @@ class ExperienceFisher:
         if not any(p.requires_grad for p in theta):
             return KroneckerFisher({}, {})
         model = WeightsPerSample(self._model)
-        factors = fisher(
-            model,
-            model.small(self._batches),
-            likelihood=self._likelihood,
-            max_samples=max_samples,
-        )
+        batches, rest = self._shared(lambda: model.small(self._batches), max_samples)
+        factors = fisher(model, batches, likelihood=self._likelihood, max_samples=rest)
         return model.of_hypernetwork(factors)
 
     def of_weights(self, task: int, max_samples: int | None) -> Tensor:
         """Mean squared gradients (W,) of the weights generated for a task of the experience."""
         label = self._model.task_labels[task]
-        of_task = ((as_samples(x)[t == label], y[t == label]) for x, y, t in self._batches())
+
+        def of_task() -> Iterator[tuple[Any, ...]]:
+            return ((as_samples(x)[t == label], y[t == label]) for x, y, t in self._batches())
+
+        batches, rest = self._shared(of_task, max_samples)
         fisher = diagonal_fisher(
             self._model.main_network(label),
-            of_task,
+            batches,
             likelihood=self._likelihood,
-            max_samples=max_samples,
+            max_samples=rest,
         )
         return self._model.flatten_main_network(fisher)
+
+    def _shared(
+        self, batches: Callable[[], Iterable[tuple[Any, ...]]], max_samples: int | None
+    ) -> tuple[Iterable[tuple[Any, ...]], int | None]:
+        """This process's part of the samples, and how many are still to be drawn of it."""
+        if not are_several():
+            return batches(), max_samples
+        if max_samples is None:
+            return Share([*own_part(batches())]), None
+        with random_numbers_kept():
+            share_generator(None)
+            return Share([*own_part(random_subset(batches(), max_samples, None))]), None
 
     def _batches(self) -> Iterator[tuple[Any, ...]]:
         strategy = self._strategy

@@ -12,12 +12,15 @@ from torch.optim import Optimizer
 from avalanche_hnet.core.common.likelihoods import Likelihood, likelihood_of, resolve_likelihood
 from avalanche_hnet.core.common.logits import logits_of
 from avalanche_hnet.core.common.optimizers import parameters_of
+from avalanche_hnet.core.common.processes import average, refuse_different, take_first
 from avalanche_hnet.core.regularizers import Experience, Regularizer
 from avalanche_hnet.data.experiences import labels_of, whole
 from avalanche_hnet.data.loader import InMemoryLoader
+from avalanche_hnet.data.processes import evaluate_all
 from avalanche_hnet.models.hyper_model import HyperModel
 from avalanche_hnet.plugins.clip_gradient import ClipGradientPlugin, clippings_of
 from avalanche_hnet.plugins.in_memory import InMemoryPlugin
+from avalanche_hnet.plugins.processes import share_epoch
 from avalanche_hnet.strategies import requirements
 from avalanche_hnet.strategies.any_batches import AnyBatches
 from avalanche_hnet.strategies.experience_fisher import ExperienceFisher
@@ -240,6 +243,7 @@ class HypernetTemplate(AnyBatches, SupervisedTemplate):
         if self.train_from_scratch:
             labels = labels_of(self.experience)
             start_from_scratch(self.model, self._roles.theta, self._initial, labels)
+        take_first([*self.model.parameters(), *self.model.buffers()])
         if self.regularizer is not None:
             self._begin_protection(self.regularizer)
 
@@ -261,9 +265,9 @@ class HypernetTemplate(AnyBatches, SupervisedTemplate):
     def _criterion_scale(self) -> float:
         """How many times the mean negative log-likelihood the criterion is."""
         assert self._resolved_likelihood is not None
-        return self._resolved_likelihood.criterion_scale(
-            self._criterion, logits_of(self.mb_output), self.mb_y
-        )
+        outputs = logits_of(self.mb_output)
+        scale = self._resolved_likelihood.criterion_scale(self._criterion, outputs, self.mb_y)
+        return average(scale, like=outputs)
 
     def _before_training_exp(self, **kwargs: Any) -> None:
         requirements.check_experience(self.experience)
@@ -273,6 +277,14 @@ class HypernetTemplate(AnyBatches, SupervisedTemplate):
         else:
             self._resolved_likelihood = likelihood_of(self._criterion)
         super()._before_training_exp(**kwargs)
+
+    def _before_training_epoch(self, **kwargs: Any) -> None:
+        super()._before_training_epoch(**kwargs)
+        share_epoch(self)
+
+    def _before_eval_exp(self, **kwargs: Any) -> None:
+        super()._before_eval_exp(**kwargs)
+        evaluate_all(self.dataloader)
 
     def _before_training_iteration(self, **kwargs: Any) -> None:
         for parameter in self._roles.outside_theta:  # θ's optimizer sees to the others
@@ -286,6 +298,8 @@ class HypernetTemplate(AnyBatches, SupervisedTemplate):
 
     def _after_training_exp(self, **kwargs: Any) -> None:
         if self._pieces.is_over_after(self.experience):
+            refuse_different(self.model)
+            take_first(self.model.buffers())
             tasks = tuple(self.model.task_number(label) for label in labels_of(self.experience))
             if self.regularizer is not None:
                 source = ExperienceFisher(self, self.model, self._resolved_likelihood)

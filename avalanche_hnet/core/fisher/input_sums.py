@@ -25,7 +25,13 @@ Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
 
 
 class InputSums(Protocol):
-    """Sums of what the inputs of samples contribute to A."""
+    """Sums of what the inputs of samples contribute to A.
+
+    Attributes:
+        n_samples: how many samples these are.
+    """
+
+    n_samples: int
 
     def add(self, layer: nn.Module, inputs: Tensor, rows: Rows) -> None:
         """Add the samples of a call of the layer, with these inputs and rows."""
@@ -161,11 +167,11 @@ class TableSums:
     def __init__(self, like: Tensor, n_rows: int, *, reduces: bool) -> None:
         self._squares = like.new_zeros(1, n_rows)
         self._reduces = reduces
-        self._n_samples = 0
+        self.n_samples = 0
 
     def add(self, layer: nn.Module, inputs: Tensor, rows: Rows) -> None:
         """See :class:`InputSums`."""
-        self._n_samples += len(inputs)
+        self.n_samples += len(inputs)
         numbers, n_rows = rows.inputs[0].flatten(1), self._squares.shape[1]
         if not numbers.numel():  # sequences of no length
             return
@@ -176,7 +182,7 @@ class TableSums:
 
     def mean(self) -> Tensor:
         """See :class:`InputSums`."""
-        return self._squares / max(1, self._n_samples)
+        return self._squares / max(1, self.n_samples)
 
 
 def _n_stacked(layer: Convolution) -> int:

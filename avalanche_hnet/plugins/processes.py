@@ -1,0 +1,77 @@
+"""A strategy that several processes train together, each on its share of the samples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from avalanche.training.templates import SupervisedTemplate
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from avalanche_hnet.core.common.processes import are_several, n_processes, unwrapped
+from avalanche_hnet.data.processes import shuffle_anew
+
+
+def model_of(strategy: SupervisedTemplate) -> nn.Module:
+    """The strategy's model, without the wrapper that averages gradients over processes."""
+    return unwrapped(strategy.model)
+
+
+def wrap_grown(strategy: SupervisedTemplate) -> None:
+    """Wrap a model again that has grown, so that new heads are trained by all processes together.
+
+    ``DistributedDataParallel`` knows the parameters that there are when it is made, and Avalanche
+    0.6.0 leaves it at that: new ones would start from other values in each process, and drift.
+
+    Raises:
+        ValueError: if there are several processes and the model is not wrapped at all.
+    """
+    if not are_several():
+        return
+    wrapper = strategy.model
+    if not isinstance(wrapper, DistributedDataParallel):
+        raise ValueError(
+            f"{type(wrapper).__name__} is trained by {n_processes()} processes, but not wrapped "
+            "for it, so their weights would drift apart; give the strategy "
+            "DistributedHelper.wrap_model(model), of avalanche.distributed.distributed_helper"
+        )
+    model = wrapper.module
+    known = {id(p) for p in getattr(wrapper, "_module_parameters", ())}
+    if known == {id(p) for p in model.parameters()}:
+        return
+    strategy.model = DistributedDataParallel(
+        model,
+        device_ids=wrapper.device_ids,
+        output_device=wrapper.output_device,
+        dim=wrapper.dim,
+        broadcast_buffers=wrapper.broadcast_buffers,
+        process_group=wrapper.process_group,
+        find_unused_parameters=wrapper.find_unused_parameters,
+        gradient_as_bucket_view=wrapper.gradient_as_bucket_view,
+        static_graph=wrapper.static_graph,
+    )
+
+
+def share_epoch(strategy: SupervisedTemplate) -> None:
+    """Let the processes share the samples of the coming epoch, in an order of its own.
+
+    Raises:
+        ValueError: if each would train on all samples.
+    """
+    shuffle_anew(strategy.dataloader, strategy.clock.train_exp_epochs)
+
+
+def add_gradient(value: Tensor, parameters: Iterable[nn.Parameter]) -> None:
+    """Add the gradient of a value to the parameters' ``grad``, past what averages gradients."""
+    if not value.requires_grad:
+        return
+    trained = [p for p in parameters if p.requires_grad]
+    gradients = torch.autograd.grad(value, trained, allow_unused=True)
+    for parameter, gradient in zip(trained, gradients, strict=True):
+        if gradient is None:
+            continue
+        if parameter.grad is None:
+            parameter.grad = torch.empty_like(parameter).copy_(gradient)
+        else:
+            parameter.grad += gradient
