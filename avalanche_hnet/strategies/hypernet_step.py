@@ -146,10 +146,10 @@ def penalty_ahead(
         allow_unused=True,
     )
     # Each process has only differentiated the gradient of its own part of the mini-batch.
-    through_change = averages(through_change, [*parameters.values()])
+    means = averages(through_change, [*parameters.values()])
     gradients = {
         name: penalty.gradients[name] if more is None else penalty.gradients[name] + more
-        for name, more in zip(parameters, through_change, strict=True)
+        for name, more in zip(parameters, means, strict=True)
     }
     return penalty._replace(gradients=gradients)
 

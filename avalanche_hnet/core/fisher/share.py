@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -62,7 +62,7 @@ def own_options(options: FisherOptions, batches: Iterable[Any]) -> FisherOptions
     return replace(options, generator=own)
 
 
-def own_part(batches: Iterable[tuple[Any, ...]]) -> Iterator[tuple[Any, ...]]:
+def own_part(batches: Iterable[Sequence[Any]]) -> Iterator[tuple[Any, ...]]:
     """Of batches that all processes have, every so manieth sample, so that each has another."""
     start = process_number()
     for batch in batches:
