@@ -32,6 +32,7 @@ from avalanche_hnet.core.common.logits import logits_of
 from avalanche_hnet.core.common.processes import (
     are_several,
     average,
+    mean,
     refuse_different,
     take_first,
 )
@@ -69,7 +70,13 @@ from avalanche_hnet.plugins.prior_ewc_log import (
     publish_losses,
     publish_posterior,
 )
-from avalanche_hnet.plugins.processes import add_gradient, model_of, share_epoch, wrap_grown
+from avalanche_hnet.plugins.processes import (
+    add_gradient,
+    model_of,
+    require_wrapper,
+    share_epoch,
+    wrap_grown,
+)
 from avalanche_hnet.plugins.strategy_batch import taken_apart
 
 
@@ -208,6 +215,7 @@ class PriorEWCPlugin(SupervisedPlugin, supports_distributed=True):  # type: igno
     def before_train_dataset_adaptation(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
         """Refuse what cannot be trained, before anything is changed."""
         refuse_strategy(self, strategy)
+        require_wrapper(strategy)
         self._checks.before_adaptation(strategy, self.posterior)
         refuse_criterion(strategy._criterion)
         likelihood = resolve_likelihood(self.likelihood, strategy._criterion)
@@ -270,7 +278,7 @@ class PriorEWCPlugin(SupervisedPlugin, supports_distributed=True):  # type: igno
         losses = experience.losses
         if logs:
             with torch.no_grad():
-                nll = strategy._criterion(strategy.mb_output, strategy.mb_y)
+                nll = mean(strategy._criterion(strategy.mb_output, strategy.mb_y))
             losses = {"NLL": nll, "Prior": prior, "EWC": ewc, "Loss": nll + prior + ewc}
         if logs or penalty is not experience.penalty or apart is not None:
             self._experience = replace(experience, penalty=penalty, losses=losses, apart=apart)

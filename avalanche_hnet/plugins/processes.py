@@ -18,24 +18,29 @@ def model_of(strategy: SupervisedTemplate) -> nn.Module:
     return unwrapped(strategy.model)
 
 
+def require_wrapper(strategy: SupervisedTemplate) -> None:
+    """Refuse several processes that would each train a model of their own.
+
+    Raises:
+        ValueError: if the model is not wrapped.
+    """
+    if are_several() and not isinstance(strategy.model, DistributedDataParallel):
+        raise ValueError(
+            f"{type(strategy.model).__name__} is trained by {n_processes()} processes, but not "
+            "wrapped for it, so their weights would drift apart; give the strategy "
+            "DistributedHelper.wrap_model(model), of avalanche.distributed.distributed_helper"
+        )
+
+
 def wrap_grown(strategy: SupervisedTemplate) -> None:
     """Wrap a model again that has grown, so that new heads are trained by all processes together.
 
     ``DistributedDataParallel`` knows the parameters that there are when it is made, and Avalanche
     0.6.0 leaves it at that: new ones would start from other values in each process, and drift.
-
-    Raises:
-        ValueError: if there are several processes and the model is not wrapped at all.
     """
-    if not are_several():
-        return
     wrapper = strategy.model
     if not isinstance(wrapper, DistributedDataParallel):
-        raise ValueError(
-            f"{type(wrapper).__name__} is trained by {n_processes()} processes, but not wrapped "
-            "for it, so their weights would drift apart; give the strategy "
-            "DistributedHelper.wrap_model(model), of avalanche.distributed.distributed_helper"
-        )
+        return
     model = wrapper.module
     known = {id(p) for p in getattr(wrapper, "_module_parameters", ())}
     if known == {id(p) for p in model.parameters()}:

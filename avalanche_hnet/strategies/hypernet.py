@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from avalanche_hnet.core.common.likelihoods import Likelihood, likelihood_of, resolve_likelihood
 from avalanche_hnet.core.common.logits import logits_of
 from avalanche_hnet.core.common.optimizers import parameters_of
-from avalanche_hnet.core.common.processes import average, refuse_different, take_first
+from avalanche_hnet.core.common.processes import average, mean, refuse_different, take_first
 from avalanche_hnet.core.regularizers import Experience, Regularizer
 from avalanche_hnet.data.experiences import labels_of, whole
 from avalanche_hnet.data.loader import InMemoryLoader
@@ -220,7 +220,9 @@ class HypernetTemplate(AnyBatches, SupervisedTemplate):
                 requirements.check_penalty(self, penalty)
             add_gradients(roles.regularized, penalty.gradients)
         if logs:
-            self._to_publish = statistics(self.loss, self._prior, step, roles.regularized, penalty)
+            self._to_publish = statistics(
+                mean(self.loss), self._prior, step, roles.regularized, penalty
+            )
 
     def optimizer_step(self) -> None:
         """A step of the experience's own parameters, and one of θ."""

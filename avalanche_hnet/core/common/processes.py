@@ -73,6 +73,13 @@ def average(number: float, like: Tensor) -> float:
     return total.item() / n_processes()
 
 
+def mean(tensor: Tensor) -> Tensor:
+    """The mean of the processes' tensors, without graph."""
+    (found,) = averages([tensor], [tensor])
+    assert found is not None
+    return found
+
+
 def averages(tensors: Sequence[Tensor | None], like: Sequence[Tensor]) -> list[Tensor | None]:
     """The means of the processes' tensors, one by one.
 
