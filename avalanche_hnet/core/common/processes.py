@@ -74,7 +74,7 @@ def average(number: float, like: Tensor) -> float:
 
 
 def mean(tensor: Tensor) -> Tensor:
-    """The mean of the processes' tensors, without graph."""
+    """The mean of the processes' tensors; of several, without graph."""
     (found,) = averages([tensor], [tensor])
     assert found is not None
     return found
