@@ -75,6 +75,7 @@ from avalanche_hnet.plugins.processes import (
     model_of,
     require_wrapper,
     share_epoch,
+    share_new_heads,
     wrap_grown,
 )
 from avalanche_hnet.plugins.strategy_batch import taken_apart
@@ -241,6 +242,7 @@ class PriorEWCPlugin(SupervisedPlugin, supports_distributed=True):  # type: igno
     def before_eval_exp(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
         """Let each of several processes evaluate all samples."""
         evaluate_all(strategy.dataloader)
+        share_new_heads(strategy)
 
     def after_eval(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
         """An evaluation in the middle of an experience may have grown the model."""
@@ -318,8 +320,9 @@ class PriorEWCPlugin(SupervisedPlugin, supports_distributed=True):  # type: igno
         experience = self._required_experience()
         if strategy.clock.train_exp_iterations == 0:
             return
-        refuse_different(strategy.model)
+        share_new_heads(strategy)
         model = model_of(strategy)
+        refuse_different(model)
         take_first(model.buffers())
         parameters = dict(model.named_parameters())
         self.posterior.align(parameters)
@@ -351,6 +354,7 @@ class PriorEWCPlugin(SupervisedPlugin, supports_distributed=True):  # type: igno
 
     def _penalty_of(self, strategy: SupervisedTemplate) -> ExperiencePenalty:
         """Take in the model as it is now."""
+        share_new_heads(strategy)
         model = model_of(strategy)
         parameters = dict(model.named_parameters())
         self.posterior.align(parameters)

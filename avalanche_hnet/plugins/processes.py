@@ -9,7 +9,7 @@ from avalanche.training.templates import SupervisedTemplate
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from avalanche_hnet.core.common.processes import are_several, n_processes, unwrapped
+from avalanche_hnet.core.common.processes import are_several, n_processes, take_first, unwrapped
 from avalanche_hnet.data.processes import shuffle_anew
 
 
@@ -39,14 +39,10 @@ def wrap_grown(strategy: SupervisedTemplate) -> None:
     0.6.0 leaves it at that: new ones would start from other values in each process, and drift.
     """
     wrapper = strategy.model
-    if not isinstance(wrapper, DistributedDataParallel):
-        return
-    model = wrapper.module
-    known = {id(p) for p in getattr(wrapper, "_module_parameters", ())}
-    if known == {id(p) for p in model.parameters()}:
+    if not _has_grown(wrapper):
         return
     strategy.model = DistributedDataParallel(
-        model,
+        wrapper.module,
         device_ids=wrapper.device_ids,
         output_device=wrapper.output_device,
         dim=wrapper.dim,
@@ -56,6 +52,14 @@ def wrap_grown(strategy: SupervisedTemplate) -> None:
         gradient_as_bucket_view=wrapper.gradient_as_bucket_view,
         static_graph=wrapper.static_graph,
     )
+
+
+def share_new_heads(strategy: SupervisedTemplate) -> None:
+    """Let heads that an evaluation has added be the same in all processes, before any training."""
+    wrapper = strategy.model
+    if _has_grown(wrapper):
+        known = {id(p) for p in wrapper._module_parameters}
+        take_first([p for p in wrapper.parameters() if id(p) not in known])
 
 
 def share_epoch(strategy: SupervisedTemplate) -> None:
@@ -80,3 +84,10 @@ def add_gradient(value: Tensor, parameters: Iterable[nn.Parameter]) -> None:
             parameter.grad = torch.empty_like(parameter).copy_(gradient)
         else:
             parameter.grad += gradient
+
+
+def _has_grown(model: nn.Module) -> bool:
+    """Whether it is wrapped, and has other parameters than when it was."""
+    if not isinstance(model, DistributedDataParallel):
+        return False
+    return {id(p) for p in model._module_parameters} != {id(p) for p in model.parameters()}

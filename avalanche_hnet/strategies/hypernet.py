@@ -44,6 +44,7 @@ from avalanche_hnet.strategies.optimizers import (
     hand_over_theta,
     optimizer_of_own,
 )
+from avalanche_hnet.strategies.processes import share_new_tasks
 from avalanche_hnet.strategies.roles import Roles, roles_of
 from avalanche_hnet.strategies.weight_movement import WeightMovement
 
@@ -287,6 +288,7 @@ class HypernetTemplate(AnyBatches, SupervisedTemplate):
     def _before_eval_exp(self, **kwargs: Any) -> None:
         super()._before_eval_exp(**kwargs)
         evaluate_all(self.dataloader)
+        share_new_tasks(self.model)
 
     def _before_training_iteration(self, **kwargs: Any) -> None:
         for parameter in self._roles.outside_theta:  # θ's optimizer sees to the others

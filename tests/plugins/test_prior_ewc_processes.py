@@ -144,6 +144,22 @@ def different_starts(rank):
     return results
 
 
+def evaluated_between(rank):
+    """Evaluations of all tasks during a training, which add heads of those to come."""
+    accuracy = EvaluationPlugin(accuracy_metrics(stream=True), loggers=[])
+    results = {}
+    for plugins in ([], [TaskInferencePlugin()]):
+        torch.manual_seed(rank)
+        stream = task_stream(n_tasks=3, n_samples=17)
+        model = DistributedHelper.wrap_model(MultiHead())
+        plugin = PriorEWCPlugin(prior_mean="initial")
+        strategy = naive(model, plugin, *plugins, evaluator=accuracy, eval_every=1, train_epochs=2)
+        for experience in stream.train_stream:
+            strategy.train(experience, eval_streams=[stream.test_stream])
+        results[len(plugins)] = state_of(strategy, plugin)
+    return [results, accuracy.get_last_metrics()["Top1_Acc_Stream/eval_phase/test_stream/Task002"]]
+
+
 def evaluations(rank):
     """Accuracies on the test stream, with tasks that are inferred, and statistics of each task."""
     accuracy = EvaluationPlugin(accuracy_metrics(experience=True), loggers=[])
@@ -199,6 +215,7 @@ JOBS = [
     trainings,
     frozen_copies,
     different_starts,
+    evaluated_between,
     evaluations,
     unwrapped_model,
     unshared_samples,
@@ -212,7 +229,9 @@ def results(tmp_path_factory):
     return in_two_processes(tmp_path_factory.mktemp("processes"), *JOBS)
 
 
-@pytest.mark.parametrize("job", ["trainings", "frozen_copies", "different_starts", "evaluations"])
+@pytest.mark.parametrize(
+    "job", ["trainings", "frozen_copies", "different_starts", "evaluated_between", "evaluations"]
+)
 def test_processes_agree_bit_for_bit(results, job):
     first, second = results[job]
     assert isinstance(first, (dict, list)), first

@@ -151,6 +151,17 @@ def posteriors(process):
     }
 
 
+def evaluated_between(process):
+    """Evaluations of all tasks during a training, which add embeddings of those to come."""
+    torch.manual_seed(process)
+    stream = task_stream(n_tasks=3, n_samples=17)
+    model = hyper_model()
+    strategy = learner(model, FixedTarget(0.1), TaskInferencePlugin(), eval_every=1)
+    for experience in stream.train_stream:
+        strategy.train(experience, eval_streams=[stream.test_stream])
+    return state_of(strategy)
+
+
 def evaluations(process):
     accuracy = EvaluationPlugin(accuracy_metrics(experience=True), loggers=[])
     strategy = train(process, FixedTarget(0.1), TaskInferencePlugin(), evaluator=accuracy)
@@ -173,17 +184,15 @@ def in_one_call(process):
     return state_of(strategy)
 
 
-JOBS = [trainings, different_starts, posteriors, evaluations, wrapped_model, in_one_call]
+AGREED = [trainings, different_starts, posteriors, evaluated_between, evaluations, in_one_call]
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    return in_two_processes(tmp_path_factory.mktemp("processes"), *JOBS)
+    return in_two_processes(tmp_path_factory.mktemp("processes"), *AGREED, wrapped_model)
 
 
-@pytest.mark.parametrize(
-    "job", ["trainings", "different_starts", "posteriors", "evaluations", "in_one_call"]
-)
+@pytest.mark.parametrize("job", [job.__name__ for job in AGREED])
 def test_processes_agree_bit_for_bit(results, job):
     first, second = results[job]
     assert isinstance(first, (dict, list)), first

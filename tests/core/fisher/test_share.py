@@ -12,7 +12,9 @@ from tests.support.streams import adapt, task_stream
 
 
 class SometimesTwice(nn.Module):
-    """Uses a layer once more where the first sample says so, so that its rule does not hold."""
+    """Uses a layer once more if told so, and then its rule does not hold."""
+
+    twice = False
 
     def __init__(self):
         super().__init__()
@@ -20,9 +22,7 @@ class SometimesTwice(nn.Module):
 
     def forward(self, x):
         x = self.again(self.first(x).tanh()).tanh()
-        return self.last(self.again(x).tanh() if x.shape[-1] and self.twice else x)
-
-    twice = False
+        return self.last(self.again(x).tanh() if self.twice else x)
 
 
 def images(n_samples=9):
