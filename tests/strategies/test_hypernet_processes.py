@@ -82,6 +82,7 @@ def train(process, regularizer, *plugins, seed=7, stream=None, shuffle=False, **
     names = ("hypernet", "multi_head")
     model = hyper_model(target, **{n: options.pop(n) for n in names if n in options})
     options["optimizer"] = options.pop("optimizer", adam)(model.parameters())
+    torch.manual_seed(100 + (process or 0))
     size = 10 if process is None else 5
     strategy = learner(model, regularizer, *plugins, train_mb_size=size, **options)
     for experience in task_stream(n_tasks=3).train_stream if stream is None else stream:
@@ -151,14 +152,26 @@ def posteriors(process):
     }
 
 
+class EvaluateAll(ClipGradientPlugin, supports_distributed=True):
+    """Evaluates after each epoch, which adds embeddings of tasks to come."""
+
+    def __init__(self, stream):
+        super().__init__(1.0)
+        self.stream = stream
+
+    def after_training_epoch(self, strategy, **kwargs):
+        strategy.eval(self.stream)
+
+
 def evaluated_between(process):
     """Evaluations of all tasks during a training, which add embeddings of those to come."""
     torch.manual_seed(process)
     stream = task_stream(n_tasks=3, n_samples=17)
     model = hyper_model()
-    strategy = learner(model, FixedTarget(0.1), TaskInferencePlugin(), eval_every=1)
+    plugins = EvaluateAll(stream.test_stream), TaskInferencePlugin()
+    strategy = learner(model, FixedTarget(0.1), *plugins)
     for experience in stream.train_stream:
-        strategy.train(experience, eval_streams=[stream.test_stream])
+        strategy.train(experience)
     return state_of(strategy)
 
 
