@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from math import isfinite
 from typing import Any, NoReturn
 
 import torch
-from avalanche.models.utils import is_multi_task_module
-from avalanche.training.plugins import SupervisedPlugin
 from avalanche.training.templates import SupervisedTemplate
 from torch import Tensor
 
@@ -29,28 +27,19 @@ from avalanche_hnet.core.common.likelihoods import (
     resolve_likelihood,
 )
 from avalanche_hnet.core.common.logits import logits_of
-from avalanche_hnet.core.common.processes import (
-    are_several,
-    average,
-    mean,
-    refuse_different,
-    take_first,
-)
+from avalanche_hnet.core.common.processes import agree_on, average, mean
 from avalanche_hnet.core.fisher.batch_statistics import refuse_batch_statistics
 from avalanche_hnet.core.fisher.complex_parameters import refuse_complex_parameters
 from avalanche_hnet.core.fisher.kronecker_sums import WeightSharing
 from avalanche_hnet.core.fisher.options import FisherKind
-from avalanche_hnet.core.fisher.share import Share
 from avalanche_hnet.core.posterior.gaussian import PriorMean
 from avalanche_hnet.core.posterior.structure import Structure, make_posterior
 from avalanche_hnet.data.experiences import stated_classes
-from avalanche_hnet.data.in_order import batches_in_order
-from avalanche_hnet.data.processes import evaluate_all, rows_of_process
 from avalanche_hnet.models.active import active_elements
 from avalanche_hnet.plugins.experience_penalty import ExperiencePenalty
 from avalanche_hnet.plugins.finite_loss import refuse_loss
+from avalanche_hnet.plugins.fisher_batches import fisher_batches
 from avalanche_hnet.plugins.forward_checks import refuse_other_forward
-from avalanche_hnet.plugins.in_memory import store_of
 from avalanche_hnet.plugins.model_checks import ModelChecks
 from avalanche_hnet.plugins.penalty_step import (
     PenaltyStep,
@@ -72,13 +61,12 @@ from avalanche_hnet.plugins.prior_ewc_log import (
 )
 from avalanche_hnet.plugins.processes import (
     add_gradient,
+    kept_apart,
     model_of,
-    require_wrapper,
-    share_epoch,
-    share_new_heads,
+    model_with_shared_heads,
     wrap_grown,
 )
-from avalanche_hnet.plugins.strategy_batch import taken_apart
+from avalanche_hnet.plugins.shared_samples import SharedSamplesPlugin
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +82,7 @@ class _CurrentExperience:
     """The penalties, if their gradient is to be added after the backward pass."""
 
 
-class PriorEWCPlugin(SupervisedPlugin, supports_distributed=True):  # type: ignore[call-arg]
+class PriorEWCPlugin(SharedSamplesPlugin, supports_distributed=True):  # type: ignore[call-arg]
     """Prior-focused continual learning with a Gaussian posterior over the weights.
 
     While an experience of N samples is trained, the loss per sample is
@@ -216,13 +204,11 @@ class PriorEWCPlugin(SupervisedPlugin, supports_distributed=True):  # type: igno
     def before_train_dataset_adaptation(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
         """Refuse what cannot be trained, before anything is changed."""
         refuse_strategy(self, strategy)
-        require_wrapper(strategy)
         self._checks.before_adaptation(strategy, self.posterior)
         refuse_criterion(strategy._criterion)
         likelihood = resolve_likelihood(self.likelihood, strategy._criterion)
         self._experience = _CurrentExperience(likelihood)
-        model = model_of(strategy)
-        with undisturbed(model):
+        with undisturbed(model := model_of(strategy)):
             refuse_batch_statistics(dict(model.named_modules()))
             refuse_complex_parameters(model)
 
@@ -234,15 +220,6 @@ class PriorEWCPlugin(SupervisedPlugin, supports_distributed=True):  # type: igno
         self._penalty_of(strategy)
         if self.train_from_scratch:
             self.posterior.forget()
-
-    def before_training_epoch(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
-        """Let several processes share the samples, in another order in each epoch."""
-        share_epoch(strategy)
-
-    def before_eval_exp(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
-        """Let each of several processes evaluate all samples."""
-        evaluate_all(strategy.dataloader)
-        share_new_heads(strategy)
 
     def after_eval(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
         """An evaluation in the middle of an experience may have grown the model."""
@@ -265,10 +242,7 @@ class PriorEWCPlugin(SupervisedPlugin, supports_distributed=True):  # type: igno
         penalty = penalty.with_strengths(scale, scale * self.ewc_lambda, strategy.optimizer)
         if self.penalty_step == "implicit" and not self._has_warned_of_layers:
             self._has_warned_of_layers = warn_of_layers(strategy.optimizer, penalty.without_step)
-        prior, ewc = penalty.values()
-        apart = None
-        if are_several():  # whose gradients are averaged, and these are the same in each
-            apart, prior, ewc = prior + ewc, prior.detach(), ewc.detach()
+        apart, prior, ewc = kept_apart(*penalty.values())
         total = strategy.loss + prior + ewc
         logs = strategy.clock.train_exp_iterations % self.log_every == 0
         # On a GPU the look at the loss would wait for it. It stays infinite or NaN, once it is.
@@ -290,8 +264,7 @@ class PriorEWCPlugin(SupervisedPlugin, supports_distributed=True):  # type: igno
         experience = self._required_experience()
         assert experience.penalty is not None  # made before the backward pass
         penalty = experience.penalty.after_backward()
-        if experience.apart is not None:
-            add_gradient(experience.apart, penalty.parameters.values())
+        add_gradient(experience.apart, penalty.parameters.values())
         if penalty is not experience.penalty or experience.apart is not None:
             self._experience = replace(experience, penalty=penalty, apart=None)
 
@@ -320,29 +293,25 @@ class PriorEWCPlugin(SupervisedPlugin, supports_distributed=True):  # type: igno
         experience = self._required_experience()
         if strategy.clock.train_exp_iterations == 0:
             return
-        share_new_heads(strategy)
-        model = model_of(strategy)
-        refuse_different(model)
-        take_first(model.buffers())
+        model = model_with_shared_heads(strategy)
+        agree_on(model)
         parameters = dict(model.named_parameters())
         self.posterior.align(parameters)
         active = active_elements(model, strategy.experience)
-        dataset = strategy.experience.dataset.eval()
         start = time.perf_counter()
-        rows = _fisher_rows(self.n_fisher, len(dataset), self.generator)
-        own_rows = rows_of_process(rows, len(dataset))
-        batches = _batches(strategy, dataset, own_rows, kwargs.get("num_workers", 0))
+        workers = kwargs.get("num_workers", 0)
+        batches, n_drawn = fisher_batches(strategy, self.n_fisher, self.generator, workers)
         fisher = self.posterior.fisher(
             model,
-            Share(batches) if are_several() else batches,
+            batches,
             likelihood=experience.likelihood,
             kind=self.fisher,
             generator=self.generator,
         )
-        seconds = time.perf_counter() - start
-        publish_cost(strategy, self, seconds, len(dataset) if rows is None else len(rows))
+        publish_cost(strategy, self, time.perf_counter() - start, n_drawn)
         publish_fisher(strategy, self, fisher, active)
-        self.posterior.update(parameters, fisher, len(dataset), active, self.gamma)
+        n_samples = len(strategy.experience.dataset)
+        self.posterior.update(parameters, fisher, n_samples, active, self.gamma)
         self.posterior.likelihood = experience.likelihood
         publish_posterior(strategy, self, self.posterior, active)
         self._experience = replace(experience, penalty=None)  # and let go of the model
@@ -354,8 +323,7 @@ class PriorEWCPlugin(SupervisedPlugin, supports_distributed=True):  # type: igno
 
     def _penalty_of(self, strategy: SupervisedTemplate) -> ExperiencePenalty:
         """Take in the model as it is now."""
-        share_new_heads(strategy)
-        model = model_of(strategy)
+        model = model_with_shared_heads(strategy)
         parameters = dict(model.named_parameters())
         self.posterior.align(parameters)
         active = active_elements(model, strategy.experience)
@@ -371,28 +339,6 @@ def _check_first_batch(strategy: SupervisedTemplate, likelihood: Likelihood) -> 
     classes = stated_classes(strategy.experience)
     outputs, targets = strategy.mb_output, strategy.mb_y
     check_first_batch(likelihood, strategy._criterion, outputs, targets, classes)
-
-
-def _fisher_rows(
-    n_fisher: int | None, n_samples: int, generator: torch.Generator | None
-) -> Tensor | None:
-    """Numbers of the samples to take; None for all."""
-    if n_fisher is None or n_fisher >= n_samples:
-        return None
-    with torch.random.fork_rng(devices=[]):  # leave the training's random numbers alone
-        device = "cpu" if generator is None else generator.device
-        return torch.randperm(n_samples, generator=generator, device=device)[:n_fisher]
-
-
-def _batches(
-    strategy: SupervisedTemplate, dataset: Any, rows: Tensor | None, num_workers: int
-) -> Iterator[tuple[Any, ...]]:
-    size = max(strategy.train_mb_size, strategy.eval_mb_size)
-    store, device = store_of(strategy), strategy.device
-    batches = batches_in_order(dataset, store, device, size, rows=rows, num_workers=num_workers)
-    multi_task = is_multi_task_module(model_of(strategy))
-    for batch in batches:
-        yield taken_apart(strategy, batch, with_task_labels=multi_task)
 
 
 def _refuse_loss(

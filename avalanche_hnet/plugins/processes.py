@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from avalanche_hnet.core.common.processes import are_several, n_processes, take_first, unwrapped
-from avalanche_hnet.data.processes import shuffle_anew
 
 
 def model_of(strategy: SupervisedTemplate) -> nn.Module:
@@ -54,26 +53,33 @@ def wrap_grown(strategy: SupervisedTemplate) -> None:
     )
 
 
-def share_new_heads(strategy: SupervisedTemplate) -> None:
-    """Let heads that an evaluation has added be the same in all processes, before any training."""
+def model_with_shared_heads(strategy: SupervisedTemplate) -> nn.Module:
+    """The strategy's model; heads that an evaluation has added are as in the main process."""
     wrapper = strategy.model
     if _has_grown(wrapper):
         known = {id(p) for p in wrapper._module_parameters}
         take_first([p for p in wrapper.parameters() if id(p) not in known])
+    return unwrapped(wrapper)
 
 
-def share_epoch(strategy: SupervisedTemplate) -> None:
-    """Let the processes share the samples of the coming epoch, in an order of its own.
+def kept_apart(prior: Tensor, ewc: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
+    """Penalties that several processes leave out of the gradient that they average.
 
-    Raises:
-        ValueError: if each would train on all samples.
+    Each has the same ones, and a head that no sample of a mini-batch uses may feel them, which
+    ``DistributedDataParallel`` does not expect.
+
+    Returns:
+        Their sum, for :func:`add_gradient`, and both as constants; None and both as they are, if
+        there is a single process.
     """
-    shuffle_anew(strategy.dataloader, strategy.clock.train_exp_epochs)
+    if not are_several():
+        return None, prior, ewc
+    return prior + ewc, prior.detach(), ewc.detach()
 
 
-def add_gradient(value: Tensor, parameters: Iterable[nn.Parameter]) -> None:
-    """Add the gradient of a value to the parameters' ``grad``, past what averages gradients."""
-    if not value.requires_grad:
+def add_gradient(value: Tensor | None, parameters: Iterable[nn.Parameter]) -> None:
+    """Add the gradient of a value, if there is one, to the parameters' ``grad``."""
+    if value is None or not value.requires_grad:
         return
     trained = [p for p in parameters if p.requires_grad]
     gradients = torch.autograd.grad(value, trained, allow_unused=True)

@@ -12,15 +12,13 @@ from torch.optim import Optimizer
 from avalanche_hnet.core.common.likelihoods import Likelihood, likelihood_of, resolve_likelihood
 from avalanche_hnet.core.common.logits import logits_of
 from avalanche_hnet.core.common.optimizers import parameters_of
-from avalanche_hnet.core.common.processes import average, mean, refuse_different, take_first
+from avalanche_hnet.core.common.processes import agree_on, average, take_first
 from avalanche_hnet.core.regularizers import Experience, Regularizer
 from avalanche_hnet.data.experiences import labels_of, whole
 from avalanche_hnet.data.loader import InMemoryLoader
-from avalanche_hnet.data.processes import evaluate_all
 from avalanche_hnet.models.hyper_model import HyperModel
 from avalanche_hnet.plugins.clip_gradient import ClipGradientPlugin, clippings_of
 from avalanche_hnet.plugins.in_memory import InMemoryPlugin
-from avalanche_hnet.plugins.processes import share_epoch
 from avalanche_hnet.strategies import requirements
 from avalanche_hnet.strategies.any_batches import AnyBatches
 from avalanche_hnet.strategies.experience_fisher import ExperienceFisher
@@ -44,12 +42,12 @@ from avalanche_hnet.strategies.optimizers import (
     hand_over_theta,
     optimizer_of_own,
 )
-from avalanche_hnet.strategies.processes import share_new_tasks
 from avalanche_hnet.strategies.roles import Roles, roles_of
+from avalanche_hnet.strategies.shared_samples import SharedSamples
 from avalanche_hnet.strategies.weight_movement import WeightMovement
 
 
-class HypernetTemplate(AnyBatches, SupervisedTemplate):
+class HypernetTemplate(AnyBatches, SharedSamples, SupervisedTemplate):
     """Trains a :class:`HyperModel` on one task after the other.
 
     Each iteration (von Oswald et al. 2020, arXiv 1906.00695, section 2):
@@ -221,9 +219,7 @@ class HypernetTemplate(AnyBatches, SupervisedTemplate):
                 requirements.check_penalty(self, penalty)
             add_gradients(roles.regularized, penalty.gradients)
         if logs:
-            self._to_publish = statistics(
-                mean(self.loss), self._prior, step, roles.regularized, penalty
-            )
+            self._to_publish = statistics(self.loss, self._prior, step, roles.regularized, penalty)
 
     def optimizer_step(self) -> None:
         """A step of the experience's own parameters, and one of θ."""
@@ -244,8 +240,8 @@ class HypernetTemplate(AnyBatches, SupervisedTemplate):
         if not _at_task_boundary(self.experience, before=True):
             return
         if self.train_from_scratch:
-            labels = labels_of(self.experience)
-            start_from_scratch(self.model, self._roles.theta, self._initial, labels)
+            theta, initial = self._roles.theta, self._initial
+            start_from_scratch(self.model, theta, initial, labels_of(self.experience))
         take_first([*self.model.parameters(), *self.model.buffers()])
         if self.regularizer is not None:
             self._begin_protection(self.regularizer)
@@ -281,15 +277,6 @@ class HypernetTemplate(AnyBatches, SupervisedTemplate):
             self._resolved_likelihood = likelihood_of(self._criterion)
         super()._before_training_exp(**kwargs)
 
-    def _before_training_epoch(self, **kwargs: Any) -> None:
-        super()._before_training_epoch(**kwargs)
-        share_epoch(self)
-
-    def _before_eval_exp(self, **kwargs: Any) -> None:
-        super()._before_eval_exp(**kwargs)
-        evaluate_all(self.dataloader)
-        share_new_tasks(self.model)
-
     def _before_training_iteration(self, **kwargs: Any) -> None:
         for parameter in self._roles.outside_theta:  # θ's optimizer sees to the others
             parameter.grad = None
@@ -302,8 +289,7 @@ class HypernetTemplate(AnyBatches, SupervisedTemplate):
 
     def _after_training_exp(self, **kwargs: Any) -> None:
         if self._pieces.is_over_after(self.experience):
-            refuse_different(self.model)
-            take_first(self.model.buffers())
+            agree_on(self.model)
             tasks = tuple(self.model.task_number(label) for label in labels_of(self.experience))
             if self.regularizer is not None:
                 source = ExperienceFisher(self, self.model, self._resolved_likelihood)

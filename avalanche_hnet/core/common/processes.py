@@ -128,15 +128,20 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
             parameter.grad.copy_(mean)
 
 
-def refuse_different(model: nn.Module) -> None:
-    """Refuse weights that are not the same in all processes.
+def agree_on(model: nn.Module) -> None:
+    """Let a trained model be the same in all processes, its buffers as in the main one.
 
     Raises:
-        ValueError: naming the first parameter that differs.
+        ValueError: if weights differ, naming the first parameter that does.
     """
     if not are_several():
         return
-    named = [*unwrapped(model).named_parameters()]
+    _refuse_different(model)
+    take_first(model.buffers())
+
+
+def _refuse_different(model: nn.Module) -> None:
+    named = [*model.named_parameters()]
     digests = torch.stack([_digest(p) for _, p in named])
     extremes = torch.stack([digests, -digests])
     _exchange(extremes, lambda sent: dist.all_reduce(sent, dist.ReduceOp.MAX))

@@ -42,13 +42,22 @@ def gradients(rank):
     return [layer.weight.grad for layer in layers]
 
 
+def buffers(rank):
+    torch.manual_seed(0)
+    model = nn.BatchNorm1d(2)
+    model.running_mean += rank + 1
+    model.num_batches_tracked += rank
+    processes.agree_on(model)
+    return [*model.buffers()]
+
+
 def different(rank):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1).half())
-    processes.refuse_different(model)
+    processes.agree_on(model)
     with torch.no_grad():
         model[1].bias += rank
-    processes.refuse_different(model)
+    processes.agree_on(model)
 
 
 def who(rank):
@@ -60,7 +69,7 @@ def who(rank):
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("processes")
-    return in_two_processes(folder, sums, firsts, means, gradients, different, who)
+    return in_two_processes(folder, sums, firsts, means, gradients, buffers, different, who)
 
 
 def test_tensors_are_added_up(results):
@@ -97,6 +106,12 @@ def test_gradients_are_averaged_and_missing_ones_stay_missing(results):
         assert none is None
 
 
+def test_buffers_are_those_of_the_first(results):
+    for mean, _, count in results["buffers"]:
+        assert mean.tolist() == [1, 1]
+        assert count == 0
+
+
 def test_different_weights_are_refused(results):
     for text in results["different"]:
         assert text.startswith("ValueError: the processes have different weights")
@@ -115,7 +130,7 @@ def test_a_single_process_changes_nothing():
     processes.take_first([gradient])
     processes.share_generator(None)
     processes.average_gradients(model.parameters())
-    processes.refuse_different(model)
+    processes.agree_on(model)
     assert processes.averages([gradient, None], [gradient, gradient]) == [gradient, None]
     assert processes.mean(gradient) is gradient
     assert processes.average(0.1, gradient) == 0.1

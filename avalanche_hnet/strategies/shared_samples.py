@@ -1,12 +1,32 @@
-"""What several processes that train a hypernetwork agree on."""
+"""What strategies of hypernetworks do where several processes train them together."""
 
 from __future__ import annotations
+
+from typing import Any
 
 from torch import nn
 
 from avalanche_hnet.core.common.processes import are_several, take_first
+from avalanche_hnet.data.processes import evaluate_all, shuffle_anew
 from avalanche_hnet.models.hyper_model import HyperModel
 from avalanche_hnet.models.task_inference import TaskInference
+
+
+class SharedSamples:
+    """A base of strategies, in front of Avalanche's, whose processes share samples."""
+
+    dataloader: Any
+    clock: Any
+    model: Any
+
+    def _before_training_epoch(self, **kwargs: Any) -> None:
+        super()._before_training_epoch(**kwargs)  # type: ignore[misc]
+        shuffle_anew(self.dataloader, self.clock.train_exp_epochs)
+
+    def _before_eval_exp(self, **kwargs: Any) -> None:
+        super()._before_eval_exp(**kwargs)  # type: ignore[misc]
+        evaluate_all(self.dataloader)
+        share_new_tasks(self.model)
 
 
 def share_new_tasks(model: nn.Module) -> None:
