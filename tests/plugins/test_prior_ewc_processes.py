@@ -168,6 +168,7 @@ def different_starts(rank):
                 criterion=nn.CrossEntropyLoss(weights and torch.tensor(weights)),
             )
             results[structure, fisher] = state_of(strategy, plugin)
+    results["normalised"] = state_of(*train(rank, normalised, adam, seed=rank, shuffle=True))
     return results
 
 
@@ -180,7 +181,9 @@ def evaluated_between(rank):
         stream = task_stream(n_tasks=3, n_samples=17)
         model = DistributedHelper.wrap_model(MultiHead())
         plugin = PriorEWCPlugin(prior_mean="initial")
-        strategy = naive(model, plugin, *plugins, evaluator=accuracy, eval_every=1, train_epochs=2)
+        strategy = naive(
+            model, EvaluateAll(stream.test_stream), plugin, *plugins, evaluator=accuracy
+        )
         for experience in stream.train_stream:
             strategy.train(experience)
         results[len(plugins)] = state_of(strategy, plugin)
