@@ -165,14 +165,16 @@ class EvaluateAll(ClipGradientPlugin, supports_distributed=True):
 
 def evaluated_between(process):
     """Evaluations of all tasks during a training, which add embeddings of those to come."""
-    torch.manual_seed(process)
-    stream = task_stream(n_tasks=3, n_samples=17)
-    model = hyper_model()
-    plugins = EvaluateAll(stream.test_stream), TaskInferencePlugin()
-    strategy = learner(model, FixedTarget(0.1), *plugins)
-    for experience in stream.train_stream:
-        strategy.train(experience)
-    return state_of(strategy)
+    results = []
+    for hypernet in ({}, {"generate": ["0.weight", "0.bias"]}):
+        torch.manual_seed(process)
+        stream = task_stream(n_tasks=3, n_samples=17)
+        plugins = EvaluateAll(stream.test_stream), TaskInferencePlugin()
+        strategy = learner(hyper_model(hypernet=hypernet), FixedTarget(0.1), *plugins)
+        for experience in stream.train_stream:
+            strategy.train(experience)
+        results.append(state_of(strategy))
+    return results
 
 
 def evaluations(process):
