@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from avalanche_hnet.core.common.structures import map_tensors
+from avalanche_hnet.data.progress import with_bar
 from avalanche_hnet.data.store import Columns, TensorStore
 from avalanche_hnet.data.unkeepable import UnkeepableError
 
@@ -71,5 +71,5 @@ def _read(dataset: Any, device: torch.device, batch_size: int, num_workers: int)
         num_workers=num_workers,
         generator=torch.Generator(),  # not the global one, which is the training's
     )
-    for batch in tqdm(loader, desc="Reading", delay=3, disable=None, leave=False):
+    for batch in with_bar(loader):
         yield map_tensors(lambda tensor: tensor.to(device), batch)

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from avalanche_hnet.core.common.evaluation import random_numbers_kept
+from avalanche_hnet.data.progress import with_bar
 from avalanche_hnet.data.randomness import require_deterministic
 from avalanche_hnet.data.separable import is_known, require_columns, require_separable
 from avalanche_hnet.data.structure import Structure
@@ -163,7 +163,7 @@ def _read(dataset: Any, collate: Collate, device: torch.device, num_workers: int
     columns: Columns = []
     start = 0
     with random_numbers_kept():
-        for batch in tqdm(loader, desc="Reading", delay=3, disable=None, leave=False):
+        for batch in with_bar(loader):
             if not columns:
                 columns = [
                     torch.empty((len(dataset), *c.shape[1:]), dtype=c.dtype, device=device)

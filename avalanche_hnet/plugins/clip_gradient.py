@@ -12,7 +12,7 @@ from avalanche_hnet.core.common.clipping import Clipping
 from avalanche_hnet.core.common.optimizers import parameters_of
 
 
-class ClipGradientPlugin(SupervisedPlugin):
+class ClipGradientPlugin(SupervisedPlugin, supports_distributed=True):  # type: ignore[call-arg]
     """Bounds the gradient along which a strategy's optimizer is about to step.
 
     With g the gradients of all the optimizer's parameters, and after each element was cut to

@@ -9,6 +9,7 @@ from avalanche.training.templates.problem_type import SupervisedProblem
 
 from avalanche_hnet.core.common.evaluation import undisturbed
 from avalanche_hnet.core.common.logits import logits_of
+from avalanche_hnet.plugins.processes import model_of
 
 
 def refuse_other_forward(strategy: SupervisedTemplate) -> None:
@@ -19,7 +20,7 @@ def refuse_other_forward(strategy: SupervisedTemplate) -> None:
     """
     if type(strategy).forward is SupervisedProblem.forward:
         return
-    name, model = type(strategy).__name__, strategy.model
+    name, model = type(strategy).__name__, model_of(strategy)
     labels = strategy.mb_task_id if is_multi_task_module(model) else None
     remedy = (
         "the Fisher is of the model as a function of mb_x alone; let the model's forward take all "

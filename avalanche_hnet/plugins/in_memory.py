@@ -12,11 +12,12 @@ from avalanche.training.templates import SupervisedTemplate
 
 from avalanche_hnet.core.common.arguments import at_least
 from avalanche_hnet.data.loader import InMemoryLoader, sampling_of
+from avalanche_hnet.data.processes import evaluate_all
 from avalanche_hnet.data.store import TensorStore
 from avalanche_hnet.data.unkeepable import UnsplittableError
 
 
-class InMemoryPlugin(SupervisedPlugin):
+class InMemoryPlugin(SupervisedPlugin, supports_distributed=True):  # type: ignore[call-arg]
     """Serves batches from tensors in memory, in training and in evaluation.
 
     Avalanche's loaders fetch single samples, transform and collate them anew in each epoch. Here
@@ -108,6 +109,8 @@ class InMemoryPlugin(SupervisedPlugin):
         loader = strategy.dataloader
         if isinstance(loader, InMemoryLoader):
             return
+        if not training:
+            evaluate_all(loader)
         sampling = sampling_of(loader)
         if sampling is None:
             warnings.warn(

@@ -21,6 +21,7 @@ from avalanche_hnet.models.hyper_model import HyperModel
 from avalanche_hnet.models.refused_modules import refuse_modules
 from avalanche_hnet.models.replaced_parameters import Remembered, refuse_replaced, remember
 from avalanche_hnet.plugins.prior_ewc_checks import refuse_other_model
+from avalanche_hnet.plugins.processes import model_of
 from avalanche_hnet.plugins.task_statistics import TaskStatisticsPlugin
 
 
@@ -44,14 +45,15 @@ class ModelChecks:
 
     def before_adaptation(self, strategy: SupervisedTemplate, posterior: Posterior) -> None:
         """Refuse modules by name, and parameters that were replaced since the last experience."""
-        if self._model is not None and self._model() is not strategy.model:
-            refuse_other_model(posterior, strategy.model)
-        refuse_modules(strategy.model)
-        refuse_replaced(posterior, strategy.model, self._trained)
+        model = model_of(strategy)
+        if self._model is not None and self._model() is not model:
+            refuse_other_model(posterior, model)
+        refuse_modules(model)
+        refuse_replaced(posterior, model, self._trained)
         self._task_labels |= _labels(strategy)
         if len(self._task_labels) > 1 and _shares_statistics(strategy):
             self._warn(
-                f"{type(strategy.model).__name__} has normalisation layers whose running "
+                f"{type(model).__name__} has normalisation layers whose running "
                 f"statistics are shared by the tasks {sorted(self._task_labels)}: training on one "
                 "overwrites those of the others, which PriorEWCPlugin cannot protect; add a "
                 "TaskStatisticsPlugin, which keeps a set for each task"
@@ -59,12 +61,13 @@ class ModelChecks:
 
     def before_training(self, strategy: SupervisedTemplate, posterior: Posterior) -> None:
         """Refuse what the adaptation to the experience has made of the model."""
-        refuse_modules(strategy.model)
-        refuse_replaced(posterior, strategy.model, self._trained)
-        active = active_elements(strategy.model, strategy.experience)
+        model = model_of(strategy)
+        refuse_modules(model)
+        refuse_replaced(posterior, model, self._trained)
+        active = active_elements(model, strategy.experience)
         if not any(mask.any() for mask in active.values()):
             raise ValueError(
-                f"no parameter of {type(strategy.model).__name__} is trained by experience "
+                f"no parameter of {type(model).__name__} is trained by experience "
                 f"{strategy.experience.current_experience}: none requires grad and is active "
                 "(see active_elements); PriorEWCPlugin needs at least one, or leave it out"
             )
@@ -73,13 +76,14 @@ class ModelChecks:
         """Look at what the first batch's loss depends on, before penalties are added to it."""
         if strategy.clock.train_exp_iterations > 0:
             return
+        model = model_of(strategy)
         if not strategy.loss.requires_grad:
             raise ValueError(
-                f"the loss does not depend on any parameter of {type(strategy.model).__name__} "
+                f"the loss does not depend on any parameter of {type(model).__name__} "
                 "that requires grad, so PriorEWCPlugin would train it towards the prior alone; "
                 "do not detach its output, or leave the plugin out"
             )
-        if isinstance(strategy.model, MultiTaskModule) and self._task_labels:
+        if isinstance(model, MultiTaskModule) and self._task_labels:
             self._look_for_heads(strategy)
 
     def after_training(self, model: nn.Module, is_kept: bool) -> None:
@@ -89,9 +93,10 @@ class ModelChecks:
     def _look_for_heads(self, strategy: SupervisedTemplate) -> None:
         """Warn of parameters that some tasks' losses use and others' do not, yet are active."""
         leaves, labels = ids_of_leaves(strategy.loss), frozenset(_labels(strategy))
-        active = active_elements(strategy.model, strategy.experience)
+        model = model_of(strategy)
+        active = active_elements(model, strategy.experience)
         heads = []
-        for name, parameter in strategy.model.named_parameters():
+        for name, parameter in model.named_parameters():
             if name in active and active[name].any():
                 use = id(parameter) in leaves
                 uses = self._uses.setdefault(name, [])
@@ -129,7 +134,7 @@ def _shares_statistics(strategy: SupervisedTemplate) -> bool:
     keeps_them = any(isinstance(plugin, TaskStatisticsPlugin) for plugin in strategy.plugins)
     if mixes_tasks or replays or keeps_them:
         return False
-    modules = [*strategy.model.modules()]
+    modules = [*model_of(strategy).modules()]
     return not any(isinstance(module, HyperModel) for module in modules) and any(
         isinstance(module, _NormBase) and module.running_mean is not None and module.momentum != 0
         for module in modules

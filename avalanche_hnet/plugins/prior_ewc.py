@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
 from math import isfinite
 from typing import Any, NoReturn
 
 import torch
-from avalanche.models.utils import is_multi_task_module
-from avalanche.training.plugins import SupervisedPlugin
 from avalanche.training.templates import SupervisedTemplate
 from torch import Tensor
 
@@ -30,20 +27,19 @@ from avalanche_hnet.core.common.likelihoods import (
     resolve_likelihood,
 )
 from avalanche_hnet.core.common.logits import logits_of
+from avalanche_hnet.core.common.processes import agree_on, average, mean
 from avalanche_hnet.core.fisher.batch_statistics import refuse_batch_statistics
-from avalanche_hnet.core.fisher.batches import Repeatable
 from avalanche_hnet.core.fisher.complex_parameters import refuse_complex_parameters
 from avalanche_hnet.core.fisher.kronecker_sums import WeightSharing
 from avalanche_hnet.core.fisher.options import FisherKind
 from avalanche_hnet.core.posterior.gaussian import PriorMean
 from avalanche_hnet.core.posterior.structure import Structure, make_posterior
 from avalanche_hnet.data.experiences import stated_classes
-from avalanche_hnet.data.in_order import batches_in_order
 from avalanche_hnet.models.active import active_elements
 from avalanche_hnet.plugins.experience_penalty import ExperiencePenalty
 from avalanche_hnet.plugins.finite_loss import refuse_loss
+from avalanche_hnet.plugins.fisher_batches import fisher_batches
 from avalanche_hnet.plugins.forward_checks import refuse_other_forward
-from avalanche_hnet.plugins.in_memory import store_of
 from avalanche_hnet.plugins.model_checks import ModelChecks
 from avalanche_hnet.plugins.penalty_step import (
     PenaltyStep,
@@ -63,7 +59,14 @@ from avalanche_hnet.plugins.prior_ewc_log import (
     publish_losses,
     publish_posterior,
 )
-from avalanche_hnet.plugins.strategy_batch import taken_apart
+from avalanche_hnet.plugins.processes import (
+    add_gradient,
+    kept_apart,
+    model_of,
+    model_with_shared_heads,
+    wrap_grown,
+)
+from avalanche_hnet.plugins.shared_samples import SharedSamplesPlugin
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,9 +78,11 @@ class _CurrentExperience:
     """None: to be made in the next iteration, since the model may have changed."""
     losses: Mapping[str, Tensor] = field(default_factory=dict)
     """To be published at the end of this iteration."""
+    apart: Tensor | None = None
+    """The penalties, if their gradient is to be added after the backward pass."""
 
 
-class PriorEWCPlugin(SupervisedPlugin):
+class PriorEWCPlugin(SharedSamplesPlugin, supports_distributed=True):  # type: ignore[call-arg]
     """Prior-focused continual learning with a Gaussian posterior over the weights.
 
     While an experience of N samples is trained, the loss per sample is
@@ -204,12 +209,13 @@ class PriorEWCPlugin(SupervisedPlugin):
         refuse_criterion(strategy._criterion)
         likelihood = resolve_likelihood(self.likelihood, strategy._criterion)
         self._experience = _CurrentExperience(likelihood)
-        with undisturbed(strategy.model):
-            refuse_batch_statistics(dict(strategy.model.named_modules()))
-            refuse_complex_parameters(strategy.model)
+        with undisturbed(model := model_of(strategy)):
+            refuse_batch_statistics(dict(model.named_modules()))
+            refuse_complex_parameters(model)
 
     def before_training_exp(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
         """Take in the model as it is now, with the heads of this experience."""
+        wrap_grown(strategy)
         # Only to refuse what does not fit: other plugins may still change the model.
         self._checks.before_training(strategy, self.posterior)
         self._penalty_of(strategy)
@@ -233,13 +239,13 @@ class PriorEWCPlugin(SupervisedPlugin):
         penalty = experience.penalty or self._penalty_of(strategy)
         outputs = logits_of(strategy.mb_output)
         scale = experience.likelihood.criterion_scale(strategy._criterion, outputs, strategy.mb_y)
-        scale /= penalty.n_samples
+        scale = average(scale, like=outputs) / penalty.n_samples
         penalty = penalty.with_strengths(scale, scale * self.ewc_lambda, strategy.optimizer)
         if not self._has_warned_of_layers:
             self._has_warned_of_layers = warn_of_layers(
                 self.penalty_step, strategy.optimizer, penalty.without_step
             )
-        prior, ewc = penalty.values()
+        apart, prior, ewc = kept_apart(*penalty.values())
         total = strategy.loss + prior + ewc
         logs = strategy.clock.train_exp_iterations % self.log_every == 0
         # On a GPU the look at the loss would wait for it. It stays infinite or NaN, once it is.
@@ -251,18 +257,19 @@ class PriorEWCPlugin(SupervisedPlugin):
         losses = experience.losses
         if logs:
             with torch.no_grad():
-                nll = strategy._criterion(strategy.mb_output, strategy.mb_y)
+                nll = mean(strategy._criterion(strategy.mb_output, strategy.mb_y))
             losses = {"NLL": nll, "Prior": prior, "EWC": ewc, "Loss": nll + prior + ewc}
-        if logs or penalty is not experience.penalty:
-            self._experience = replace(experience, penalty=penalty, losses=losses)
+        if logs or penalty is not experience.penalty or apart is not None:
+            self._experience = replace(experience, penalty=penalty, losses=losses, apart=apart)
 
     def after_backward(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
         """Penalise heads of other tasks once the loss (of replayed samples) moves them."""
         experience = self._required_experience()
         assert experience.penalty is not None  # made before the backward pass
         penalty = experience.penalty.after_backward()
-        if penalty is not experience.penalty:
-            self._experience = replace(experience, penalty=penalty)
+        add_gradient(experience.apart, penalty.parameters.values())
+        if penalty is not experience.penalty or experience.apart is not None:
+            self._experience = replace(experience, penalty=penalty, apart=None)
 
     def before_update(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
         """Refuse a loop whose loss the penalties have not been added to."""
@@ -289,27 +296,29 @@ class PriorEWCPlugin(SupervisedPlugin):
         experience = self._required_experience()
         if strategy.clock.train_exp_iterations == 0:
             return
-        parameters = dict(strategy.model.named_parameters())
+        model = model_with_shared_heads(strategy)
+        agree_on(model)
+        parameters = dict(model.named_parameters())
         self.posterior.align(parameters)
-        active = active_elements(strategy.model, strategy.experience)
-        dataset = strategy.experience.dataset.eval()
+        active = active_elements(model, strategy.experience)
         start = time.perf_counter()
-        rows = _fisher_rows(self.n_fisher, len(dataset), self.generator)
+        workers = kwargs.get("num_workers", 0)
+        batches, n_drawn = fisher_batches(strategy, self.n_fisher, self.generator, workers)
         fisher = self.posterior.fisher(
-            strategy.model,
-            Repeatable(partial(_batches, strategy, dataset, rows, kwargs.get("num_workers", 0))),
+            model,
+            batches,
             likelihood=experience.likelihood,
             kind=self.fisher,
             generator=self.generator,
         )
-        seconds = time.perf_counter() - start
-        publish_cost(strategy, self, seconds, len(dataset) if rows is None else len(rows))
+        publish_cost(strategy, self, time.perf_counter() - start, n_drawn)
         publish_fisher(strategy, self, fisher, active)
-        self.posterior.update(parameters, fisher, len(dataset), active, self.gamma)
+        n_samples = len(strategy.experience.dataset)
+        self.posterior.update(parameters, fisher, n_samples, active, self.gamma)
         self.posterior.likelihood = experience.likelihood
         publish_posterior(strategy, self, self.posterior, active)
         self._experience = replace(experience, penalty=None)  # and let go of the model
-        self._checks.after_training(strategy.model, is_kept=not self.train_from_scratch)
+        self._checks.after_training(model, is_kept=not self.train_from_scratch)
 
     def _required_experience(self) -> _CurrentExperience:
         assert self._experience is not None  # an iteration belongs to an experience
@@ -317,9 +326,10 @@ class PriorEWCPlugin(SupervisedPlugin):
 
     def _penalty_of(self, strategy: SupervisedTemplate) -> ExperiencePenalty:
         """Take in the model as it is now."""
-        parameters = dict(strategy.model.named_parameters())
+        model = model_with_shared_heads(strategy)
+        parameters = dict(model.named_parameters())
         self.posterior.align(parameters)
-        active = active_elements(strategy.model, strategy.experience)
+        active = active_elements(model, strategy.experience)
         n_samples = len(strategy.experience.dataset)
         implicit = names_with_implicit_steps(self.penalty_step, strategy.optimizer, parameters)
         if self.penalty_step == "implicit" and not self._has_warned_of_steps:
@@ -332,28 +342,6 @@ def _check_first_batch(strategy: SupervisedTemplate, likelihood: Likelihood) -> 
     classes = stated_classes(strategy.experience)
     outputs, targets = strategy.mb_output, strategy.mb_y
     check_first_batch(likelihood, strategy._criterion, outputs, targets, classes)
-
-
-def _fisher_rows(
-    n_fisher: int | None, n_samples: int, generator: torch.Generator | None
-) -> Tensor | None:
-    """Numbers of the samples to take; None for all."""
-    if n_fisher is None or n_fisher >= n_samples:
-        return None
-    with torch.random.fork_rng(devices=[]):  # leave the training's random numbers alone
-        device = "cpu" if generator is None else generator.device
-        return torch.randperm(n_samples, generator=generator, device=device)[:n_fisher]
-
-
-def _batches(
-    strategy: SupervisedTemplate, dataset: Any, rows: Tensor | None, num_workers: int
-) -> Iterator[tuple[Any, ...]]:
-    size = max(strategy.train_mb_size, strategy.eval_mb_size)
-    store, device = store_of(strategy), strategy.device
-    batches = batches_in_order(dataset, store, device, size, rows=rows, num_workers=num_workers)
-    multi_task = is_multi_task_module(strategy.model)
-    for batch in batches:
-        yield taken_apart(strategy, batch, with_task_labels=multi_task)
 
 
 def _refuse_loss(

@@ -26,6 +26,7 @@ from torch import nn
 
 from avalanche_hnet.core.posterior.gaussian_checks import check_loaded, check_shapes
 from avalanche_hnet.core.posterior.protocol import Posterior
+from avalanche_hnet.plugins.processes import require_wrapper
 
 
 def refuse_strategy(plugin: SupervisedPlugin, strategy: SupervisedTemplate) -> None:
@@ -39,6 +40,7 @@ def refuse_strategy(plugin: SupervisedPlugin, strategy: SupervisedTemplate) -> N
             f"experience {strategy.experience.current_experience} is empty; "
             "PriorEWCPlugin needs at least one sample"
         )
+    require_wrapper(strategy)
     if isinstance(strategy, JointTraining | Cumulative):
         name = "JointTraining" if isinstance(strategy, JointTraining) else "Cumulative"
         raise ValueError(

@@ -8,14 +8,17 @@ from typing import Any
 
 from avalanche.training.plugins import SupervisedPlugin
 from avalanche.training.templates import SupervisedTemplate
+from torch import nn
 
 from avalanche_hnet.core.common.likelihoods import Bernoulli, Gaussian, likelihood_of
+from avalanche_hnet.core.common.processes import unwrapped
 from avalanche_hnet.data.experiences import labels_or_none
 from avalanche_hnet.models.inference_options import InferenceOptions, takes_arguments_of
 from avalanche_hnet.models.task_inference import TaskInference
+from avalanche_hnet.plugins.processes import model_of
 
 
-class TaskInferencePlugin(SupervisedPlugin):
+class TaskInferencePlugin(SupervisedPlugin, supports_distributed=True):  # type: ignore[call-arg]
     """While a strategy evaluates, its model infers the task of each sample.
 
     By the lowest entropy, as in von Oswald et al. 2020 (arXiv 1906.00695, appendix C.2), or another
@@ -46,6 +49,7 @@ class TaskInferencePlugin(SupervisedPlugin):
         self.options = options
         self._begins_training = False
         self._is_training = False
+        self._replaced = nn.Module()  # the model, maybe wrapped for several processes
         self._trained: dict[int | None, set[int]] = {}  # task labels by experience
 
     def before_train_dataset_adaptation(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
@@ -53,7 +57,7 @@ class TaskInferencePlugin(SupervisedPlugin):
         read = likelihood_of(strategy._criterion)
         if isinstance(read, Bernoulli):
             replace(self.options, likelihood=read)  # which refuses it
-        TaskInference(strategy.model, **vars(self.options)).refuse_single_task()
+        TaskInference(model_of(strategy), **vars(self.options)).refuse_single_task()
 
     def before_training(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
         """Make sure that the model itself is trained, if an evaluation was broken off."""
@@ -91,11 +95,14 @@ class TaskInferencePlugin(SupervisedPlugin):
                 options = replace(options, likelihood=read)  # whose noise does not matter here
         if self._is_training and not options.judges_posterior:
             options = replace(options, posterior=None)
-        inference = TaskInference(strategy.model, **vars(options))
+        inference = TaskInference(model_of(strategy), **vars(options))
         if inference.is_ready or not self._begins_training:
-            strategy.model = inference
+            self._replaced, strategy.model = strategy.model, inference
 
     def after_eval(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
         """Take it away again."""
         if isinstance(strategy.model, TaskInference):
-            strategy.model = strategy.model.model
+            # A copy of the strategy may have another model than the plugin remembers.
+            is_its_own = unwrapped(self._replaced) is strategy.model.model
+            strategy.model = self._replaced if is_its_own else strategy.model.model
+        self._replaced = nn.Module()

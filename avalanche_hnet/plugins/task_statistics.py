@@ -13,15 +13,17 @@ from avalanche.training.templates import SupervisedTemplate
 from torch import nn
 
 from avalanche_hnet.core.common.arguments import one_of
+from avalanche_hnet.core.common.processes import take_first
 from avalanche_hnet.core.common.task_statistics import TaskStatistics, require_statistics
 from avalanche_hnet.data.experiences import labels_or_none, whole
 from avalanche_hnet.models.hyper_model import HyperModel
 from avalanche_hnet.models.task_inference import TaskInference
+from avalanche_hnet.plugins.processes import model_of
 
 StatisticsKey = Literal["task", "experience"]
 
 
-class TaskStatisticsPlugin(SupervisedPlugin):
+class TaskStatisticsPlugin(SupervisedPlugin, supports_distributed=True):  # type: ignore[call-arg]
     """Each task trains, and is evaluated with, running statistics of its own.
 
     Regularisation such as :class:`PriorEWCPlugin` protects weights. The running statistics of
@@ -130,6 +132,7 @@ class TaskStatisticsPlugin(SupervisedPlugin):
 
     def _store(self, strategy: SupervisedTemplate) -> None:
         if self._is_training:
+            take_first(_model(strategy).buffers())  # each process has its own of the latest batch
             self.statistics.store(_model(strategy))
 
     def _end_evaluation(self) -> None:
@@ -194,5 +197,5 @@ class TaskStatisticsPlugin(SupervisedPlugin):
 
 def _model(strategy: SupervisedTemplate) -> nn.Module:
     """The strategy's model, without the task inference that may stand in front of it."""
-    model = strategy.model
+    model = model_of(strategy)
     return model.model if isinstance(model, TaskInference) else model

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from avalanche_hnet.core.common.likelihoods import Likelihood, likelihood_of, resolve_likelihood
 from avalanche_hnet.core.common.logits import logits_of
 from avalanche_hnet.core.common.optimizers import parameters_of
+from avalanche_hnet.core.common.processes import agree_on, average, take_first
 from avalanche_hnet.core.regularizers import Experience, Regularizer
 from avalanche_hnet.data.experiences import labels_of, whole
 from avalanche_hnet.data.loader import InMemoryLoader
@@ -42,10 +43,11 @@ from avalanche_hnet.strategies.optimizers import (
     optimizer_of_own,
 )
 from avalanche_hnet.strategies.roles import Roles, roles_of
+from avalanche_hnet.strategies.shared_samples import SharedSamples
 from avalanche_hnet.strategies.weight_movement import WeightMovement
 
 
-class HypernetTemplate(AnyBatches, SupervisedTemplate):
+class HypernetTemplate(AnyBatches, SharedSamples, SupervisedTemplate):
     """Trains a :class:`HyperModel` on one task after the other.
 
     Each iteration (von Oswald et al. 2020, arXiv 1906.00695, section 2):
@@ -238,8 +240,9 @@ class HypernetTemplate(AnyBatches, SupervisedTemplate):
         if not _at_task_boundary(self.experience, before=True):
             return
         if self.train_from_scratch:
-            labels = labels_of(self.experience)
-            start_from_scratch(self.model, self._roles.theta, self._initial, labels)
+            theta, initial = self._roles.theta, self._initial
+            start_from_scratch(self.model, theta, initial, labels_of(self.experience))
+        take_first([*self.model.parameters(), *self.model.buffers()])
         if self.regularizer is not None:
             self._begin_protection(self.regularizer)
 
@@ -261,9 +264,9 @@ class HypernetTemplate(AnyBatches, SupervisedTemplate):
     def _criterion_scale(self) -> float:
         """How many times the mean negative log-likelihood the criterion is."""
         assert self._resolved_likelihood is not None
-        return self._resolved_likelihood.criterion_scale(
-            self._criterion, logits_of(self.mb_output), self.mb_y
-        )
+        outputs = logits_of(self.mb_output)
+        scale = self._resolved_likelihood.criterion_scale(self._criterion, outputs, self.mb_y)
+        return average(scale, like=outputs)
 
     def _before_training_exp(self, **kwargs: Any) -> None:
         requirements.check_experience(self.experience)
@@ -286,6 +289,7 @@ class HypernetTemplate(AnyBatches, SupervisedTemplate):
 
     def _after_training_exp(self, **kwargs: Any) -> None:
         if self._pieces.is_over_after(self.experience):
+            agree_on(self.model)
             tasks = tuple(self.model.task_number(label) for label in labels_of(self.experience))
             if self.regularizer is not None:
                 source = ExperienceFisher(self, self.model, self._resolved_likelihood)

@@ -8,6 +8,7 @@ import torch
 from avalanche.training.templates import SupervisedTemplate
 from torch import Tensor
 
+from avalanche_hnet.core.common.processes import mean
 from avalanche_hnet.core.regularizers import Penalty
 from avalanche_hnet.plugins.publish import publish
 
@@ -22,13 +23,13 @@ def statistics(
     """Losses, norms and the cosine of one iteration, by name.
 
     Args:
-        loss: of the task, one number.
+        loss: of the task, one number; several processes publish the mean of theirs.
         prior: its part of ``loss``, if there is one.
         step: Δθ by parameter.
         regularized: the parameters of ``penalty``, by name.
         penalty: of the regulariser, if it is active.
     """
-    loss = loss.detach().sum()
+    loss = mean(loss.detach().sum())
     values = {
         "TaskLoss": loss,
         "Regularizer": torch.zeros_like(loss),

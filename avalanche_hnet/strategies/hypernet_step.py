@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from avalanche_hnet.core.common.clipping import Clipping
+from avalanche_hnet.core.common.processes import are_several, average_gradients, averages
 from avalanche_hnet.core.regularizers import Penalty, Regularizer
 from avalanche_hnet.core.regularizers.lookahead import Lookahead, optimizer_step, sgd_step
 
@@ -43,6 +44,8 @@ def task_gradients(
 ) -> ByParameter | None:
     """Set ``grad`` of all parameters to the gradient of the task's loss.
 
+    With several processes, each of which has its part of the mini-batch, to the mean of theirs.
+
     Args:
         loss: one number.
         model: has the parameters, without gradients so far.
@@ -60,6 +63,9 @@ def task_gradients(
         gradients = _with_graph(loss, model, theta)
     else:
         loss.backward()
+    average_gradients(model.parameters())
+    if gradients is not None and are_several():
+        gradients = _with_values_of_grad(gradients, theta)
     for parameter in previous:
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
@@ -79,6 +85,15 @@ def _with_graph(loss: Tensor, model: nn.Module, theta: Collection[Tensor]) -> By
         parameter.grad = None if gradient is None else gradient.detach().clone()
     pairs, wanted = zip(parameters, gradients, strict=True), set(theta)
     return {p: g for p, g in pairs if g is not None and p in wanted}
+
+
+def _with_values_of_grad(gradients: ByParameter, theta: Iterable[Tensor]) -> ByParameter:
+    """The mean gradients in ``grad``, with the graphs of this process's own."""
+    means = {p: p.grad for p in theta if p.grad is not None}
+    return {
+        p: mean + (gradients[p] - gradients[p].detach()) if p in gradients else mean
+        for p, mean in means.items()
+    }
 
 
 def look_ahead(
@@ -130,9 +145,11 @@ def penalty_ahead(
         [penalty.change_gradients[n] for n in names],
         allow_unused=True,
     )
+    # Each process has only differentiated the gradient of its own part of the mini-batch.
+    means = averages(through_change, [*parameters.values()])
     gradients = {
         name: penalty.gradients[name] if more is None else penalty.gradients[name] + more
-        for name, more in zip(parameters, through_change, strict=True)
+        for name, more in zip(parameters, means, strict=True)
     }
     return penalty._replace(gradients=gradients)
 

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from avalanche_hnet.core.common.arguments import at_least, positive
 from avalanche_hnet.core.common.likelihoods import Likelihood, check_first_batch
+from avalanche_hnet.core.common.processes import unwrapped
 from avalanche_hnet.core.regularizers import Penalty, Regularizer
 from avalanche_hnet.core.regularizers.lookahead import fresh_optimizer, optimizer_step
 from avalanche_hnet.data.experiences import labels_of, stated_classes
@@ -30,6 +31,11 @@ def check_arguments(
     log_every: int,
 ) -> None:
     """Refuse arguments of ``HypernetTemplate`` that are out of range or contradict each other."""
+    if isinstance(unwrapped(model), HyperModel) and unwrapped(model) is not model:
+        raise TypeError(
+            f"model is wrapped in {type(model).__name__}; pass the HyperModel itself, whose "
+            "gradients HypernetTemplate averages over the processes"
+        )
     if not isinstance(model, HyperModel):
         raise TypeError(f"model must be a HyperModel, got {type(model).__name__}")
     if regularizer is not None and not isinstance(regularizer, Regularizer):

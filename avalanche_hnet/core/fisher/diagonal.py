@@ -13,6 +13,7 @@ from avalanche_hnet.core.common.likelihoods import Likelihood
 from avalanche_hnet.core.fisher.batches import random_subset
 from avalanche_hnet.core.fisher.means import fisher_means, wanted_parameters
 from avalanche_hnet.core.fisher.options import FisherKind, FisherOptions
+from avalanche_hnet.core.fisher.share import own_options
 
 
 def diagonal_fisher(
@@ -74,4 +75,5 @@ def diagonal_fisher(
     with undisturbed(model), torch.inference_mode(False), torch.enable_grad():
         if max_samples is not None:
             batches = random_subset(batches, max_samples, generator)
+        options = own_options(options, batches)
         return fisher_means(model, parameters, batches, options).squares

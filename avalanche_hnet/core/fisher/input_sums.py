@@ -25,7 +25,13 @@ Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
 
 
 class InputSums(Protocol):
-    """Sums of what the inputs of samples contribute to A."""
+    """Sums of what the inputs of samples contribute to A.
+
+    Attributes:
+        n_samples: how many samples these are.
+    """
+
+    n_samples: int
 
     def add(self, layer: nn.Module, inputs: Tensor, rows: Rows) -> None:
         """Add the samples of a call of the layer, with these inputs and rows."""
@@ -164,7 +170,7 @@ class TableSums:
     def __init__(self, like: Tensor, n_rows: int, *, reduces: bool) -> None:
         self._squares = like.new_zeros(1, n_rows)
         self._reduces = reduces
-        self._n_samples = 0
+        self.n_samples = 0
 
     def add(self, layer: nn.Module, inputs: Tensor, rows: Rows) -> None:
         """See :class:`InputSums`."""
@@ -172,7 +178,7 @@ class TableSums:
         numbers = numbers.reshape(len(numbers), numbers.shape[1:].numel())
         is_used = numbers >= 0
         n_positions = is_used.sum(1)
-        self._n_samples += int(n_positions.count_nonzero())
+        self.n_samples += int(n_positions.count_nonzero())
         sample = torch.arange(len(numbers), device=numbers.device)[:, None]
         pairs, counts = (sample * n_rows + numbers)[is_used].unique(return_counts=True)
         shares = counts.to(self._squares.dtype) / n_positions[pairs // n_rows]
@@ -180,7 +186,7 @@ class TableSums:
 
     def mean(self) -> Tensor:
         """See :class:`InputSums`."""
-        return self._squares / max(1, self._n_samples)
+        return self._squares / max(1, self.n_samples)
 
 
 def _n_stacked(layer: Convolution) -> int:

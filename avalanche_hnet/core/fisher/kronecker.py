@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable
 from typing import Any, get_args
 
 import torch
@@ -21,6 +21,7 @@ from avalanche_hnet.core.fisher.means import (
     wanted_parameters,
 )
 from avalanche_hnet.core.fisher.options import FisherKind, FisherOptions
+from avalanche_hnet.core.fisher.share import own_options, repeatable
 
 
 def kronecker_factors(
@@ -84,8 +85,8 @@ def kronecker_factors(
     with undisturbed(model), torch.inference_mode(False), torch.enable_grad():
         if max_samples is not None:
             batches = random_subset(batches, max_samples, generator)
-        if isinstance(batches, Iterator):
-            batches = [*batches]
+        batches, options = repeatable(batches), own_options(options, batches)
+        generator = options.generator
         state = _random_state(generator)
         while True:
             try:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
+from avalanche_hnet.core.common.processes import add_up
 from avalanche_hnet.core.fisher.gram_sums import GramSums
 from avalanche_hnet.core.fisher.input_sums import (
     Convolution,
@@ -47,6 +49,7 @@ class LayerSums:
         n_groups, n_outputs, n_inputs = rows.layout.sizes(weight)
         has_bias, like = rows.layout.bias is not None, at_least_single(weight.detach()[:0])
         self._outputs = GramSums(like, n_groups, n_outputs)
+        self._of_all: tuple[Tensor, Tensor] | None = None  # A and the sum of G, of all processes
         self._inputs: InputSums
         if rows.layout.is_table:
             self._inputs = TableSums(like, n_inputs, reduces=self._reduces)
@@ -74,8 +77,19 @@ class LayerSums:
 
     def factor(self, n_samples: int) -> KroneckerFactor:
         """The factors, averaged over so many samples."""
-        outputs = self._outputs.total().div_(n_samples)
-        return KroneckerFactor(self._rows.layout, self._inputs.mean(), outputs)
+        if self._of_all is None:
+            inputs, outputs = self._inputs.mean(), self._outputs.total()
+        else:
+            inputs, outputs = self._of_all
+        return KroneckerFactor(self._rows.layout, inputs, outputs.div_(n_samples))
+
+    def add_up(self) -> None:
+        """Put what all processes have added together, in their means of inputs as well."""
+        n_samples = self._inputs.n_samples
+        inputs, outputs = self._inputs.mean() * n_samples, self._outputs.total()
+        of_all = torch.tensor(n_samples)
+        add_up([inputs, outputs, of_all])
+        self._of_all = inputs / max(1, int(of_all)), outputs
 
 
 class KroneckerSums:
@@ -109,6 +123,11 @@ class KroneckerSums:
             return add
 
         return {prefix: adding(sums) for prefix, sums in self._layers.items()}
+
+    def add_up(self) -> None:
+        """Put what all processes have added together."""
+        for sums in self._layers.values():
+            sums.add_up()
 
     def factors(self, n_samples: int) -> dict[str, KroneckerFactor]:
         """The factors, averaged over so many samples."""

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from avalanche_hnet.core.common.processes import add_up
 from avalanche_hnet.core.fisher.batches import single_task_batches
 from avalanche_hnet.core.fisher.kronecker_layer import KroneckerFactor
 from avalanche_hnet.core.fisher.kronecker_sums import KroneckerSums, WeightSharing
@@ -16,6 +17,7 @@ from avalanche_hnet.core.fisher.layer_rows import LayerRows
 from avalanche_hnet.core.fisher.layer_rules import FisherRule, layers_with_rules
 from avalanche_hnet.core.fisher.methods import ByName, at_least_single
 from avalanche_hnet.core.fisher.options import FisherOptions, fisher_factors
+from avalanche_hnet.core.fisher.share import is_shared, lost_anywhere, total_of
 from avalanche_hnet.core.fisher.squared_gradients import SquaredGradients
 from avalanche_hnet.core.fisher.trial import N_TRIAL
 
@@ -65,7 +67,7 @@ def fisher_means(
     layers: Mapping[str, LayerRows] | None = None,
     weight_sharing: WeightSharing = "expand",
 ) -> FisherMeans:
-    """Go through the batches once.
+    """Go through the batches once; each process through its own, of a :class:`Share`.
 
     Args:
         model: in evaluation mode.
@@ -86,7 +88,7 @@ def fisher_means(
     kronecker = KroneckerSums(layers, model, weight_sharing)
     first, others = (kronecker.rules(with_inputs=is_first) for is_first in (True, False))
     device = next(iter(parameters.values())).device
-    n_samples = 0
+    n_samples, lost, several = 0, frozenset[str](), is_shared(batches)
     methods: dict[tuple[int | None, int, tuple[Any, ...]], SquaredGradients] = {}
     for x, y, labels in single_task_batches(model, batches, device):
         label = None if labels is None else int(labels[0])
@@ -95,15 +97,24 @@ def fisher_means(
             methods[inputs] = SquaredGradients(model, parameters, x, labels, rules)
         method = methods[inputs]
         outputs, squared = method.forward(x)
-        _check_trust(layers, method.choice.by_rule)
+        if lost := _lost(layers, method.choice.by_rule):
+            break
         adding = first
         for factor in fisher_factors(outputs, y, options):
             squares.add(squared(factor, adding))
             adding = others
         n_samples += len(x)
+    wanted = {n: p for n, p in parameters.items() if n not in factored}
+    if several:
+        lost, n_samples = lost_anywhere(lost, layers), total_of(n_samples)
+    if lost:
+        raise UntrustedLayersError(lost)
     if n_samples == 0:
         raise ValueError("batches must yield at least one sample, got none")
-    means = {n: squares.mean(n, p, n_samples) for n, p in parameters.items() if n not in factored}
+    if several:
+        squares.add_up(wanted)
+        kronecker.add_up()
+    means = {n: squares.mean(n, p, n_samples) for n, p in wanted.items()}
     return FisherMeans(means, kronecker.factors(n_samples))
 
 
@@ -124,6 +135,16 @@ class _Sum:
             else:
                 self._totals[name] = term
 
+    def add_up(self, like: Mapping[str, Tensor]) -> None:
+        """Replace the sums by those of all processes, which may have terms of other names."""
+        self._totals = {
+            name: torch.zeros_like(total)
+            if name not in self._totals
+            else self._totals[name].to(total, copy=True)
+            for name, total in ((n, at_least_single(p.detach())) for n, p in like.items())
+        }
+        add_up(self._totals.values())
+
     def mean(self, name: str, like: Tensor, number: int) -> Tensor:
         """The sum divided by a number, as ``like`` but in float32 at least; 0 of no terms."""
         like = at_least_single(like.detach())
@@ -132,7 +153,6 @@ class _Sum:
         return (self._totals[name] / number).to(like)
 
 
-def _check_trust(layers: Mapping[str, LayerRows], by_rule: frozenset[str]) -> None:
-    lost = frozenset(p for p, rows in layers.items() if not by_rule.issuperset(rows.layout.names))
-    if lost:
-        raise UntrustedLayersError(lost)
+def _lost(layers: Mapping[str, LayerRows], by_rule: frozenset[str]) -> frozenset[str]:
+    """The layers whose rules do not hold."""
+    return frozenset(p for p, rows in layers.items() if not by_rule.issuperset(rows.layout.names))

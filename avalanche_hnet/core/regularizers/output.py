@@ -12,6 +12,7 @@ from torch import Tensor
 from avalanche_hnet.core.common.arguments import at_least, one_of
 from avalanche_hnet.core.common.checksums import check_checksums, with_checksums
 from avalanche_hnet.core.common.evaluation import evaluating
+from avalanche_hnet.core.common.processes import share_generator
 from avalanche_hnet.core.hypernetworks.network import HyperNetwork
 from avalanche_hnet.core.hypernetworks.output_layer import Factors
 from avalanche_hnet.core.regularizers.base import Experience, FisherSource, Penalty, Regularizer
@@ -105,6 +106,7 @@ class OutputRegularizer(Regularizer):
     def before_experience(self, hypernetwork: HyperNetwork, experience: Experience) -> None:
         """Remember which tasks and weights are to be protected."""
         super().before_experience(hypernetwork, experience)
+        share_generator(self._generator)
         if self.mask_heads and experience.owners is None:
             raise ValueError("mask_heads=True needs a model whose tasks have output units each")
         _require_sizes(hypernetwork.layout.n_weights, experience.owners, self._fisher)
