@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
+from copy import copy
 from dataclasses import dataclass, field, replace
 from math import isfinite
 from typing import Any, NoReturn
@@ -23,6 +24,7 @@ from avalanche_hnet.core.common.arguments import (
     one_of,
 )
 from avalanche_hnet.core.common.evaluation import undisturbed
+from avalanche_hnet.core.common.exchange import LatestUpdate, exchange
 from avalanche_hnet.core.common.likelihoods import (
     Likelihood,
     check_first_batch,
@@ -35,7 +37,7 @@ from avalanche_hnet.core.fisher.kronecker_sums import WeightSharing
 from avalanche_hnet.core.fisher.options import FisherKind
 from avalanche_hnet.core.posterior.gaussian import PriorMean
 from avalanche_hnet.core.posterior.structure import Structure, make_posterior
-from avalanche_hnet.data.experiences import stated_classes
+from avalanche_hnet.data.experiences import identity_of, stated_classes
 from avalanche_hnet.data.in_order import batches_in_order
 from avalanche_hnet.models.active import active_elements
 from avalanche_hnet.plugins.experience_penalty import ExperiencePenalty
@@ -193,9 +195,15 @@ class PriorEWCPlugin(SupervisedPlugin):
         self._experience: _CurrentExperience | None = None
         self._has_warned_of_steps = self._has_warned_of_prior = self._has_warned_of_layers = False
         self._checks = ModelChecks()
+        self._latest = LatestUpdate()
+
+    def before_training(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
+        """What is taken in so far stays, unless its training was broken off and comes again."""
+        self._latest.begin()
 
     def before_train_dataset_adaptation(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
         """Refuse what cannot be trained, before anything is changed."""
+        self._latest.undo(identity_of(strategy.experience))
         refuse_strategy(self, strategy)
         self._checks.before_adaptation(strategy, self.posterior)
         refuse_criterion(strategy._criterion)
@@ -300,11 +308,18 @@ class PriorEWCPlugin(SupervisedPlugin):
         seconds = time.perf_counter() - start
         publish_cost(strategy, self, seconds, len(dataset) if rows is None else len(rows))
         publish_fisher(strategy, self, fisher, active)
-        self.posterior.update(parameters, fisher, len(dataset), active, self.gamma)
-        self.posterior.likelihood = experience.likelihood
-        publish_posterior(strategy, self, self.posterior, active)
+        updated = copy(self.posterior)
+        updated.update(parameters, fisher, len(dataset), active, self.gamma)
+        updated.likelihood = experience.likelihood
+        publish_posterior(strategy, self, updated, active)
         self._experience = replace(experience, penalty=None)  # and let go of the model
         self._checks.after_training(strategy.model, is_kept=not self.train_from_scratch)
+        self._latest.remember(identity_of(strategy.experience), self.posterior)
+        exchange(self.posterior, **vars(updated))  # at last, when nothing else can fail
+
+    def after_training(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
+        """What was taken in stays, even if one of the experiences is trained again."""
+        self._latest.forget()
 
     def _required_experience(self) -> _CurrentExperience:
         assert self._experience is not None  # an iteration belongs to an experience
