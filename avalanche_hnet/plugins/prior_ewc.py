@@ -11,7 +11,6 @@ from typing import Any, NoReturn
 
 import torch
 from avalanche.models.utils import is_multi_task_module
-from avalanche.training.plugins import SupervisedPlugin
 from avalanche.training.templates import SupervisedTemplate
 from torch import Tensor
 
@@ -24,7 +23,7 @@ from avalanche_hnet.core.common.arguments import (
     one_of,
 )
 from avalanche_hnet.core.common.evaluation import undisturbed
-from avalanche_hnet.core.common.exchange import LatestUpdate, exchange
+from avalanche_hnet.core.common.exchange import exchange
 from avalanche_hnet.core.common.likelihoods import (
     Likelihood,
     check_first_batch,
@@ -41,7 +40,7 @@ from avalanche_hnet.data.experiences import identity_of, stated_classes
 from avalanche_hnet.data.in_order import batches_in_order
 from avalanche_hnet.models.active import active_elements
 from avalanche_hnet.plugins.experience_penalty import ExperiencePenalty
-from avalanche_hnet.plugins.finite_loss import refuse_loss
+from avalanche_hnet.plugins.finite_loss import logs_now, looks_at_loss, refuse_loss
 from avalanche_hnet.plugins.forward_checks import refuse_other_forward
 from avalanche_hnet.plugins.in_memory import store_of
 from avalanche_hnet.plugins.model_checks import ModelChecks
@@ -64,6 +63,7 @@ from avalanche_hnet.plugins.prior_ewc_log import (
     publish_posterior,
 )
 from avalanche_hnet.plugins.strategy_batch import taken_apart
+from avalanche_hnet.plugins.undoing import UndoingPlugin
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +77,7 @@ class _CurrentExperience:
     """To be published at the end of this iteration."""
 
 
-class PriorEWCPlugin(SupervisedPlugin):
+class PriorEWCPlugin(UndoingPlugin):
     """Prior-focused continual learning with a Gaussian posterior over the weights.
 
     While an experience of N samples is trained, the loss per sample is
@@ -195,11 +195,6 @@ class PriorEWCPlugin(SupervisedPlugin):
         self._experience: _CurrentExperience | None = None
         self._has_warned_of_steps = self._has_warned_of_prior = self._has_warned_of_layers = False
         self._checks = ModelChecks()
-        self._latest = LatestUpdate()
-
-    def before_training(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
-        """What is taken in so far stays, unless its training was broken off and comes again."""
-        self._latest.begin()
 
     def before_train_dataset_adaptation(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
         """Refuse what cannot be trained, before anything is changed."""
@@ -226,38 +221,24 @@ class PriorEWCPlugin(SupervisedPlugin):
         if self._experience is not None:
             self._experience = replace(self._experience, penalty=None)
 
+    def before_forward(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
+        """Remember running statistics, for a batch that is refused."""
+        if self._required_experience().penalty is None:
+            self._buffers.watch([strategy.model])
+        if looks_at_loss(strategy, self.log_every):
+            self._buffers.remember()
+
     def after_forward(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
         """Refuse a first batch that does not fit the likelihood."""
         if strategy.clock.train_exp_iterations == 0:
-            _check_first_batch(strategy, self._required_experience().likelihood)
+            with self._buffers.put_back_on_error():
+                _check_first_batch(strategy, self._required_experience().likelihood)
 
     def before_backward(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
         """Add the prior's and the earlier experiences' penalties to the loss."""
-        experience = self._required_experience()
-        self._checks.before_backward(strategy)
-        penalty = experience.penalty or self._penalty_of(strategy)
-        outputs = logits_of(strategy.mb_output)
-        scale = experience.likelihood.criterion_scale(strategy._criterion, outputs, strategy.mb_y)
-        scale /= penalty.n_samples
-        penalty = penalty.with_strengths(scale, scale * self.ewc_lambda, strategy.optimizer)
-        if self.penalty_step == "implicit" and not self._has_warned_of_layers:
-            self._has_warned_of_layers = warn_of_layers(strategy.optimizer, penalty.without_step)
-        prior, ewc = penalty.values()
-        total = strategy.loss + prior + ewc
-        logs = strategy.clock.train_exp_iterations % self.log_every == 0
-        # On a GPU the look at the loss would wait for it. It stays infinite or NaN, once it is.
-        if (logs or total.is_cpu) and not isfinite(total.item()):
-            _refuse_loss(strategy, penalty, prior, ewc)
-        if not (self._has_warned_of_prior or strategy.clock.train_exp_iterations):
-            self._has_warned_of_prior = warn_of_prior(prior.item(), strategy.loss.item())
-        strategy.loss = total
-        losses = experience.losses
-        if logs:
-            with torch.no_grad():
-                nll = strategy._criterion(strategy.mb_output, strategy.mb_y)
-            losses = {"NLL": nll, "Prior": prior, "EWC": ewc, "Loss": nll + prior + ewc}
-        if logs or penalty is not experience.penalty:
-            self._experience = replace(experience, penalty=penalty, losses=losses)
+        with self._buffers.put_back_on_error():
+            self._add_penalties(strategy)
+        self._buffers.forget()
 
     def after_backward(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
         """Penalise heads of other tasks once the loss (of replayed samples) moves them."""
@@ -317,9 +298,31 @@ class PriorEWCPlugin(SupervisedPlugin):
         self._latest.remember(identity_of(strategy.experience), self.posterior)
         exchange(self.posterior, **vars(updated))  # at last, when nothing else can fail
 
-    def after_training(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
-        """What was taken in stays, even if one of the experiences is trained again."""
-        self._latest.forget()
+    def _add_penalties(self, strategy: SupervisedTemplate) -> None:
+        experience = self._required_experience()
+        self._checks.before_backward(strategy)
+        penalty = experience.penalty or self._penalty_of(strategy)
+        outputs = logits_of(strategy.mb_output)
+        scale = experience.likelihood.criterion_scale(strategy._criterion, outputs, strategy.mb_y)
+        scale /= penalty.n_samples
+        penalty = penalty.with_strengths(scale, scale * self.ewc_lambda, strategy.optimizer)
+        if self.penalty_step == "implicit" and not self._has_warned_of_layers:
+            self._has_warned_of_layers = warn_of_layers(strategy.optimizer, penalty.without_step)
+        prior, ewc = penalty.values()
+        total = strategy.loss + prior + ewc
+        logs = logs_now(strategy, self.log_every)
+        if looks_at_loss(strategy, self.log_every) and not isfinite(total.item()):
+            _refuse_loss(strategy, penalty, prior, ewc)
+        if not (self._has_warned_of_prior or strategy.clock.train_exp_iterations):
+            self._has_warned_of_prior = warn_of_prior(prior.item(), strategy.loss.item())
+        strategy.loss = total
+        losses = experience.losses
+        if logs:
+            with torch.no_grad():
+                nll = strategy._criterion(strategy.mb_output, strategy.mb_y)
+            losses = {"NLL": nll, "Prior": prior, "EWC": ewc, "Loss": nll + prior + ewc}
+        if logs or penalty is not experience.penalty:
+            self._experience = replace(experience, penalty=penalty, losses=losses)
 
     def _required_experience(self) -> _CurrentExperience:
         assert self._experience is not None  # an iteration belongs to an experience

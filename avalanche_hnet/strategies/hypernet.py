@@ -9,6 +9,7 @@ from avalanche.training.utils import _at_task_boundary
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from avalanche_hnet.core.common.buffers_before import BuffersBefore
 from avalanche_hnet.core.common.likelihoods import Likelihood, likelihood_of, resolve_likelihood
 from avalanche_hnet.core.common.logits import logits_of
 from avalanche_hnet.core.common.optimizers import parameters_of
@@ -17,6 +18,7 @@ from avalanche_hnet.data.experiences import labels_of, whole
 from avalanche_hnet.data.loader import InMemoryLoader
 from avalanche_hnet.models.hyper_model import HyperModel
 from avalanche_hnet.plugins.clip_gradient import ClipGradientPlugin, clippings_of
+from avalanche_hnet.plugins.finite_loss import logs_now, looks_at_loss
 from avalanche_hnet.plugins.in_memory import InMemoryPlugin
 from avalanche_hnet.strategies import requirements
 from avalanche_hnet.strategies.any_batches import AnyBatches
@@ -41,7 +43,7 @@ from avalanche_hnet.strategies.optimizers import (
     hand_over_theta,
     optimizer_of_own,
 )
-from avalanche_hnet.strategies.roles import Roles, roles_of
+from avalanche_hnet.strategies.roles import Roles, roles_of, trained_modules
 from avalanche_hnet.strategies.weight_movement import WeightMovement
 
 
@@ -142,6 +144,7 @@ class HypernetTemplate(AnyBatches, SupervisedTemplate):
         initial = model.named_parameters() if train_from_scratch else ()
         self._initial = {name: parameter.detach().clone() for name, parameter in initial}
         self._pieces = PieceCounter()
+        self._buffers = BuffersBefore()
         # Of the present experience:
         self.embedding_optimizer: Optimizer | None = None
         self._roles = Roles()
@@ -169,6 +172,10 @@ class HypernetTemplate(AnyBatches, SupervisedTemplate):
         """Outputs of the mini-batch; the prior needs the weights that they are made with."""
         if not self.is_training:
             return super().forward()
+        if self.clock.train_exp_iterations == 0:
+            self._buffers.watch(trained_modules(self.model, labels_of(self.experience)))
+        if looks_at_loss(self, self.log_every):
+            self._buffers.remember()
         loader, labels = self.dataloader, self.mb_task_id
         known = loader.only_task(labels) if isinstance(loader, InMemoryLoader) else None
         if self.prior_variance is not None:
@@ -179,7 +186,8 @@ class HypernetTemplate(AnyBatches, SupervisedTemplate):
     def criterion(self) -> Tensor:
         """The loss with the prior, after a check of the targets at the start of an experience."""
         if self.is_training and self.clock.train_exp_iterations == 0:
-            requirements.check_targets(self, self._resolved_likelihood)
+            with self._buffers.put_back_on_error():
+                requirements.check_targets(self, self._resolved_likelihood)
         loss: Tensor = super().criterion()
         if self.prior_variance is None or not self.is_training:
             return loss
@@ -197,13 +205,12 @@ class HypernetTemplate(AnyBatches, SupervisedTemplate):
         if active is None or not active.is_active:
             active = None
         differentiable = active is not None and active.differentiable_lookahead
-        logs = self.clock.train_exp_iterations % self.log_every == 0
-        # On a GPU the look at a loss would wait for it. It stays infinite or NaN, once it is.
-        looks = logs or self.loss.is_cpu
+        logs = logs_now(self, self.log_every)
 
         # Steps 1 to 3 of the class's docstring; the fourth is optimizer_step.
-        if looks:
-            requirements.check_task_loss(self)
+        if looks_at_loss(self, self.log_every):
+            with self._buffers.put_back_on_error():
+                requirements.check_task_loss(self)
         gradients = task_gradients(
             self.loss, self.model, theta, roles.previous, clippings_of(self), differentiable
         )
@@ -213,8 +220,9 @@ class HypernetTemplate(AnyBatches, SupervisedTemplate):
         if active is not None:
             scale = self._criterion_scale() if active.is_log_prior else 1.0
             penalty = penalty_ahead(active, roles.regularized, step, scale)
-            if looks:
-                requirements.check_penalty(self, penalty)
+            if looks_at_loss(self, self.log_every):
+                with self._buffers.put_back_on_error():
+                    requirements.check_penalty(self, penalty)
             add_gradients(roles.regularized, penalty.gradients)
         if logs:
             self._to_publish = statistics(self.loss, self._prior, step, roles.regularized, penalty)
