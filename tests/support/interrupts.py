@@ -42,13 +42,14 @@ def some_lines(n_lines, n_chosen, seed=0):
 class _Tracer:
     """Counts lines, but for those that tidy up, and interrupts at one of them.
 
-    Python can be interrupted in a ``finally``, too. What it tidies up is then left as it is, here
-    as everywhere.
+    Python can be interrupted in a ``finally``, too, or where a ``with`` is left. What would have
+    been tidied up then stays as it is, here as everywhere.
     """
 
     def __init__(self, number):
         self.number = number
         self.n_lines = 0
+        self.latest = {}  # line of each frame
 
     def run(self, call):
         before = sys.gettrace()
@@ -64,7 +65,10 @@ class _Tracer:
         return self._line
 
     def _line(self, frame, event, argument):
-        if event == "line" and not _tidies_up(frame):
+        before, self.latest[frame] = self.latest.get(frame), frame.f_lineno
+        if event == "return":
+            del self.latest[frame]
+        if event == "line" and not _tidies_up(frame) and not _leaves_with(frame, before):
             if self.n_lines == self.number:
                 sys.settrace(None)
                 raise LineInterrupt(f"{frame.f_code.co_filename}:{frame.f_lineno}")
@@ -79,6 +83,19 @@ def _tidies_up(frame):
             return True
         frame = frame.f_back
     return False
+
+
+def _leaves_with(frame, line_before):
+    """Whether the line is a ``with`` statement whose body has come to its end."""
+    end = _with_statements(frame.f_code.co_filename).get(frame.f_lineno, 0)
+    return line_before is not None and frame.f_lineno < line_before <= end
+
+
+@cache
+def _with_statements(name):
+    """The last line of each ``with`` statement, by its first one."""
+    tree = ast.parse(Path(name).read_text())
+    return {n.lineno: n.end_lineno for n in ast.walk(tree) if isinstance(n, ast.With)}
 
 
 @cache
