@@ -30,8 +30,16 @@ class OutputHeads:
     generated: frozenset[str] = frozenset()
     network_prefix: str = ""
 
+    def without_units(self, pairs: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+        """The pairs of task label and class label that have no unit yet.
+
+        Raises:
+            ValueError: if not enough units are left for them.
+        """
+        return []
+
     def take(self, pairs: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
-        """Give units to the pairs of task label and class label that have none; return these.
+        """Give units to those that have none, and return them.
 
         Raises:
             ValueError: if not enough units are left. Nothing is changed then.
@@ -110,7 +118,7 @@ class SharedOutputLayer(OutputHeads):
         self.mask_value = mask_value
         self.taken: list[tuple[int, int]] = []
 
-    def take(self, pairs: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    def without_units(self, pairs: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
         """See the base class."""
         new = sorted({*pairs} - {*self.taken})
         taken = self._units_by_task(self.taken)
@@ -122,7 +130,12 @@ class SharedOutputLayer(OutputHeads):
                     f"{taken[label]} are taken{of}; the experience needs {needed} more"
                     + ("" if self.reuse else " (reuse_units=True lets tasks begin anew)")
                 )
-        self.taken += new
+        return new
+
+    def take(self, pairs: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+        """See the base class."""
+        new = self.without_units(pairs)
+        self.taken = [*self.taken, *new]
         return new
 
     def columns(self, label: int, n_columns: int) -> Columns:

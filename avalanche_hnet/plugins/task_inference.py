@@ -34,7 +34,8 @@ class TaskInferencePlugin(SupervisedPlugin):
     The arguments are those of :class:`TaskInference` after the model. With ``MSELoss`` as the
     strategy's criterion, ``likelihood`` is Gaussian by default. The place among a strategy's
     plugins does not matter. An evaluation that is broken off leaves the inference in
-    ``strategy.model`` until the next training or evaluation.
+    ``strategy.model`` until the next training or evaluation, but for :class:`PriorEWC` and
+    :class:`HypernetTemplate`, which take it away at once.
 
     Raises:
         TypeError, ValueError: as :class:`TaskInference`.
@@ -99,3 +100,7 @@ class TaskInferencePlugin(SupervisedPlugin):
         """Take it away again."""
         if isinstance(strategy.model, TaskInference):
             strategy.model = strategy.model.model
+
+    def take_away(self, strategy: Any) -> None:
+        """Likewise, where an evaluation was broken off."""
+        self.after_eval(strategy)

@@ -128,6 +128,10 @@ class TaskStatisticsPlugin(SupervisedPlugin):
         """Put back what was there before."""
         self._end_evaluation()
 
+    def take_away(self, strategy: Any) -> None:
+        """Likewise, where an evaluation was broken off."""
+        self._end_evaluation()
+
     def _store(self, strategy: SupervisedTemplate) -> None:
         if self._is_training:
             self.statistics.store(_model(strategy))

@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from avalanche_hnet.core.common.buffers_before import BuffersBefore
+from avalanche_hnet.core.common.exchange import LatestUpdate
 from avalanche_hnet.core.common.likelihoods import Likelihood, likelihood_of, resolve_likelihood
 from avalanche_hnet.core.common.logits import logits_of
 from avalanche_hnet.core.common.optimizers import parameters_of
-from avalanche_hnet.core.regularizers import Experience, Regularizer
-from avalanche_hnet.data.experiences import labels_of, whole
+from avalanche_hnet.core.regularizers import EWC, Experience, Regularizer
+from avalanche_hnet.data.experiences import identity_of, labels_of, whole
 from avalanche_hnet.data.loader import InMemoryLoader
 from avalanche_hnet.models.hyper_model import HyperModel
 from avalanche_hnet.plugins.clip_gradient import ClipGradientPlugin, clippings_of
@@ -24,6 +25,7 @@ from avalanche_hnet.strategies import requirements
 from avalanche_hnet.strategies.any_batches import AnyBatches
 from avalanche_hnet.strategies.experience_fisher import ExperienceFisher
 from avalanche_hnet.strategies.from_scratch import start_from_scratch
+from avalanche_hnet.strategies.goes_on import GoesOn
 from avalanche_hnet.strategies.hypernet_log import (
     gradient_norm,
     publish_movement,
@@ -47,7 +49,7 @@ from avalanche_hnet.strategies.roles import Roles, roles_of, trained_modules
 from avalanche_hnet.strategies.weight_movement import WeightMovement
 
 
-class HypernetTemplate(AnyBatches, SupervisedTemplate):
+class HypernetTemplate(AnyBatches, GoesOn, SupervisedTemplate):
     """Trains a :class:`HyperModel` on one task after the other.
 
     Each iteration (von Oswald et al. 2020, arXiv 1906.00695, section 2):
@@ -140,6 +142,7 @@ class HypernetTemplate(AnyBatches, SupervisedTemplate):
         self.likelihood = likelihood
         self.log_every = log_every
         self.movement = WeightMovement()
+        self.latest_update: LatestUpdate = LatestUpdate()
         self._make_embedding_optimizer = embedding_optimizer
         initial = model.named_parameters() if train_from_scratch else ()
         self._initial = {name: parameter.detach().clone() for name, parameter in initial}
@@ -249,22 +252,7 @@ class HypernetTemplate(AnyBatches, SupervisedTemplate):
             labels = labels_of(self.experience)
             start_from_scratch(self.model, self._roles.theta, self._initial, labels)
         if self.regularizer is not None:
-            self._begin_protection(self.regularizer)
-
-    def _begin_protection(self, regularizer: Regularizer) -> None:
-        model, labels = self.model, labels_of(self.experience)
-        earlier = [label for label in model.trained_task_labels if label not in labels]
-        requirements.check_knowledge(regularizer, earlier)
-        if not earlier and self.clock.train_exp_counter:
-            requirements.warn_of_no_protection(regularizer, labels)
-        regularizer.before_experience(
-            model.hypernetwork,
-            Experience(
-                protected=tuple(model.task_number(label) for label in earlier),
-                n_samples=len(whole(self.experience).dataset),
-                owners=model.weight_owners(),
-            ),
-        )
+            _begin_protection(self, self.regularizer)
 
     def _criterion_scale(self) -> float:
         """How many times the mean negative log-likelihood the criterion is."""
@@ -275,6 +263,7 @@ class HypernetTemplate(AnyBatches, SupervisedTemplate):
 
     def _before_training_exp(self, **kwargs: Any) -> None:
         requirements.check_experience(self.experience)
+        self.latest_update.undo(identity_of(whole(self.experience)))
         needs_fisher = self.regularizer is not None and self.regularizer.needs_fisher
         if needs_fisher or self.prior_variance is not None or self.likelihood is not None:
             self._resolved_likelihood = resolve_likelihood(self.likelihood, self._criterion)
@@ -294,10 +283,33 @@ class HypernetTemplate(AnyBatches, SupervisedTemplate):
 
     def _after_training_exp(self, **kwargs: Any) -> None:
         if self._pieces.is_over_after(self.experience):
-            tasks = tuple(self.model.task_number(label) for label in labels_of(self.experience))
-            if self.regularizer is not None:
-                source = ExperienceFisher(self, self.model, self._resolved_likelihood)
-                self.regularizer.after_experience(source, tasks)
-            self.movement.remember(self.model.hypernetwork, tasks)
-            publish_movement(self, self.movement.distances(self.model.hypernetwork))
+            _finish_experience(self, self._resolved_likelihood)
         super()._after_training_exp(**kwargs)
+
+
+def _begin_protection(strategy: HypernetTemplate, regularizer: Regularizer) -> None:
+    model, labels = strategy.model, labels_of(strategy.experience)
+    earlier = [label for label in model.trained_task_labels if label not in labels]
+    requirements.check_knowledge(regularizer, earlier)
+    if not earlier and strategy.clock.train_exp_counter:
+        requirements.warn_of_no_protection(regularizer, labels)
+    regularizer.before_experience(
+        model.hypernetwork,
+        Experience(
+            protected=tuple(model.task_number(label) for label in earlier),
+            n_samples=len(whole(strategy.experience).dataset),
+            owners=model.weight_owners(),
+        ),
+    )
+
+
+def _finish_experience(strategy: HypernetTemplate, likelihood: Likelihood | None) -> None:
+    model, experience = strategy.model, strategy.experience
+    tasks = tuple(model.task_number(label) for label in labels_of(experience))
+    if (regularizer := strategy.regularizer) is not None:
+        source = ExperienceFisher(strategy, model, likelihood)
+        owners = [regularizer, *([regularizer.posterior] if isinstance(regularizer, EWC) else [])]
+        strategy.latest_update.remember(identity_of(whole(experience)), *owners)
+        regularizer.after_experience(source, tasks)
+    strategy.movement.remember(model.hypernetwork, tasks)
+    publish_movement(strategy, strategy.movement.distances(model.hypernetwork))

@@ -90,7 +90,7 @@ def test_old_or_new_and_never_twice(structure, kind):
     old, new = before.state_dict(), after.state_dict()
     assert not same(old, new)
     n_lines = count_lines(lambda: step(copy.deepcopy(before)))
-    n_old, lines = 0, some_lines(n_lines - 10, 100) + [*range(n_lines - 10, n_lines)]
+    n_old, lines = 0, [*some_lines(n_lines - 10, 100), *range(n_lines - 10, n_lines)]
     for number in lines:
         posterior = copy.deepcopy(before)
         assert interrupted(lambda posterior=posterior: step(posterior), number)
