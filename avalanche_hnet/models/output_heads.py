@@ -34,7 +34,7 @@ class OutputHeads:
         """The pairs of task label and class label that have no unit yet.
 
         Raises:
-            ValueError: if not enough units are left for them.
+            ValueError: if not enough units are left for them, or a class label is negative.
         """
         return []
 
@@ -121,6 +121,11 @@ class SharedOutputLayer(OutputHeads):
     def without_units(self, pairs: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
         """See the base class."""
         new = sorted({*pairs} - {*self.taken})
+        if negative := [class_ for _, class_ in new if class_ < 0]:
+            raise ValueError(
+                f"class labels must be at least 0, but the experience has {negative[0]}; name its "
+                "classes 0, 1, ... in the data set"
+            )
         taken = self._units_by_task(self.taken)
         for label, needed in self._units_by_task(new).items():
             if taken[label] + needed > self.number:

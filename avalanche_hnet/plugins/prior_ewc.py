@@ -39,6 +39,7 @@ from avalanche_hnet.core.posterior.structure import Structure, make_posterior
 from avalanche_hnet.data.experiences import identity_of, stated_classes
 from avalanche_hnet.data.in_order import batches_in_order
 from avalanche_hnet.models.active import active_elements
+from avalanche_hnet.plugins.eval_targets import EvalTargetsPlugin
 from avalanche_hnet.plugins.experience_penalty import ExperiencePenalty
 from avalanche_hnet.plugins.finite_loss import logs_now, looks_at_loss, refuse_loss
 from avalanche_hnet.plugins.forward_checks import refuse_other_forward
@@ -62,6 +63,7 @@ from avalanche_hnet.plugins.prior_ewc_log import (
     publish_losses,
     publish_posterior,
 )
+from avalanche_hnet.plugins.small_batches import refuse_small_batches
 from avalanche_hnet.plugins.strategy_batch import taken_apart
 from avalanche_hnet.plugins.undoing import UndoingPlugin
 
@@ -77,7 +79,7 @@ class _CurrentExperience:
     """To be published at the end of this iteration."""
 
 
-class PriorEWCPlugin(UndoingPlugin):
+class PriorEWCPlugin(UndoingPlugin, EvalTargetsPlugin):
     """Prior-focused continual learning with a Gaussian posterior over the weights.
 
     While an experience of N samples is trained, the loss per sample is
@@ -200,6 +202,7 @@ class PriorEWCPlugin(UndoingPlugin):
         """Refuse what cannot be trained, before anything is changed."""
         self._latest.undo(identity_of(strategy.experience))
         refuse_strategy(self, strategy)
+        refuse_small_batches(strategy)
         self._checks.before_adaptation(strategy, self.posterior)
         refuse_criterion(strategy._criterion)
         likelihood = resolve_likelihood(self.likelihood, strategy._criterion)

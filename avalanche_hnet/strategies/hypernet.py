@@ -19,8 +19,10 @@ from avalanche_hnet.data.experiences import identity_of, labels_of, whole
 from avalanche_hnet.data.loader import InMemoryLoader
 from avalanche_hnet.models.hyper_model import HyperModel
 from avalanche_hnet.plugins.clip_gradient import ClipGradientPlugin, clippings_of
+from avalanche_hnet.plugins.eval_targets import check_eval_targets
 from avalanche_hnet.plugins.finite_loss import logs_now, looks_at_loss
 from avalanche_hnet.plugins.in_memory import InMemoryPlugin
+from avalanche_hnet.plugins.small_batches import refuse_small_batches
 from avalanche_hnet.strategies import requirements
 from avalanche_hnet.strategies.any_batches import AnyBatches
 from avalanche_hnet.strategies.experience_fisher import ExperienceFisher
@@ -191,6 +193,8 @@ class HypernetTemplate(AnyBatches, GoesOn, SupervisedTemplate):
         if self.is_training and self.clock.train_exp_iterations == 0:
             with self._buffers.put_back_on_error():
                 requirements.check_targets(self, self._resolved_likelihood)
+        if not self.is_training:
+            check_eval_targets(self)
         loss: Tensor = super().criterion()
         if self.prior_variance is None or not self.is_training:
             return loss
@@ -263,6 +267,7 @@ class HypernetTemplate(AnyBatches, GoesOn, SupervisedTemplate):
 
     def _before_training_exp(self, **kwargs: Any) -> None:
         requirements.check_experience(self.experience)
+        refuse_small_batches(self)
         self.latest_update.undo(identity_of(whole(self.experience)))
         needs_fisher = self.regularizer is not None and self.regularizer.needs_fisher
         if needs_fisher or self.prior_variance is not None or self.likelihood is not None:
@@ -290,7 +295,9 @@ class HypernetTemplate(AnyBatches, GoesOn, SupervisedTemplate):
 def _begin_protection(strategy: HypernetTemplate, regularizer: Regularizer) -> None:
     model, labels = strategy.model, labels_of(strategy.experience)
     earlier = [label for label in model.trained_task_labels if label not in labels]
-    requirements.check_knowledge(regularizer, earlier)
+    theta = model.hypernetwork.shared_parameters().values()
+    if any(p.requires_grad for p in theta):  # otherwise there is nothing to know
+        requirements.check_knowledge(regularizer, earlier)
     if not earlier and strategy.clock.train_exp_counter:
         requirements.warn_of_no_protection(regularizer, labels)
     regularizer.before_experience(

@@ -8,6 +8,7 @@ from torch import nn
 
 from avalanche_hnet import GaussianPosterior, KroneckerPosterior
 from tests.support.interrupts import count_lines, interrupted, some_lines
+from tests.support.states import same_state
 
 
 class Growing(nn.Sequential):
@@ -69,17 +70,6 @@ def step_of(kind, model):
     raise AssertionError(kind)
 
 
-def same(a, b):
-    """Whether two states are equal, whatever is in them."""
-    if isinstance(a, torch.Tensor):
-        return isinstance(b, torch.Tensor) and a.dtype == b.dtype and torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
-    return a == b
-
-
 @pytest.mark.parametrize("kind", ["align", "update", "forget"])
 @pytest.mark.parametrize("structure", MAKE)
 def test_old_or_new_and_never_twice(structure, kind):
@@ -88,19 +78,19 @@ def test_old_or_new_and_never_twice(structure, kind):
     after = copy.deepcopy(before)
     step(after)
     old, new = before.state_dict(), after.state_dict()
-    assert not same(old, new)
+    assert not same_state(old, new)
     n_lines = count_lines(lambda: step(copy.deepcopy(before)))
     n_old, lines = 0, [*some_lines(n_lines - 10, 100), *range(n_lines - 10, n_lines)]
     for number in lines:
         posterior = copy.deepcopy(before)
         assert interrupted(lambda posterior=posterior: step(posterior), number)
         found = posterior.state_dict()
-        is_old = same(found, old)
+        is_old = same_state(found, old)
         n_old += is_old
-        assert is_old or same(found, new)
+        assert is_old or same_state(found, new)
         if is_old:
             step(posterior)
-        assert same(posterior.state_dict(), new)
+        assert same_state(posterior.state_dict(), new)
     assert n_old > len(lines) / 2
 
 
@@ -114,9 +104,9 @@ def test_loading_is_interrupted(structure):
         posterior = MAKE[structure]()
         empty = posterior.state_dict()
         assert interrupted(lambda posterior=posterior: posterior.load_state_dict(state), number)
-        assert same(posterior.state_dict(), empty)
+        assert same_state(posterior.state_dict(), empty)
         posterior.load_state_dict(state)
-        assert same(posterior.state_dict(), state)
+        assert same_state(posterior.state_dict(), state)
     # Only now it insists on the model's weights being at the mean.
     with pytest.raises(ValueError, match="not at the mean of the loaded posterior"):
         posterior.align(dict(model.named_parameters()))

@@ -85,6 +85,13 @@ def _check_classes(
     likelihood: Categorical, outputs: Tensor, targets: Tensor, classes: Iterable[int] | None
 ) -> None:
     """Refuse classes of the experience that the model has no output for."""
+    only = [*(classes or ())]
+    if outputs.dim() == 2 and outputs.shape[1] == 1 and len(only) == 1:
+        raise ValueError(
+            f"the experience has the single class {only[0]} and the model a single output, whose "
+            "cross-entropy is always zero, so nothing would be learned; put at least two classes "
+            "into each experience, or give the model outputs for other classes, too"
+        )
     if outputs.dim() < 2 or outputs.shape[1] == 1:
         return  # no logits of classes at all, as the likelihood will say
     if targets.shape != outputs.shape[:1] + outputs.shape[2:]:
