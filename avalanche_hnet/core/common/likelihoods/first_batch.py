@@ -88,9 +88,10 @@ def _check_classes(
     only = [*(classes or ())]
     if outputs.dim() == 2 and outputs.shape[1] == 1 and len(only) == 1:
         raise ValueError(
-            f"the experience has the single class {only[0]} and the model a single output, whose "
-            "cross-entropy is always zero, so nothing would be learned; put at least two classes "
-            "into each experience, or give the model outputs for other classes, too"
+            "criterion CrossEntropyLoss (Avalanche's default) over a single output is always zero, "
+            f"and the experience has the single class {only[0]}; put at least two classes into "
+            "each experience, or give the model outputs for other classes, too (if the targets are "
+            "no classes but numbers, use criterion=torch.nn.MSELoss())"
         )
     if outputs.dim() < 2 or outputs.shape[1] == 1:
         return  # no logits of classes at all, as the likelihood will say
