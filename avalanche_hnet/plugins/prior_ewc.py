@@ -215,7 +215,7 @@ class PriorEWCPlugin(UndoingPlugin, EvalTargetsPlugin):
         """Take in the model as it is now, with the heads of this experience."""
         # Only to refuse what does not fit: other plugins may still change the model.
         self._checks.before_training(strategy, self.posterior)
-        self._penalty_of(strategy)
+        _penalty_of(self, strategy)
         if self.train_from_scratch:
             self.posterior.forget()
 
@@ -304,7 +304,7 @@ class PriorEWCPlugin(UndoingPlugin, EvalTargetsPlugin):
     def _add_penalties(self, strategy: SupervisedTemplate) -> None:
         experience = self._required_experience()
         self._checks.before_backward(strategy)
-        penalty = experience.penalty or self._penalty_of(strategy)
+        penalty = experience.penalty or _penalty_of(self, strategy)
         outputs = logits_of(strategy.mb_output)
         scale = experience.likelihood.criterion_scale(strategy._criterion, outputs, strategy.mb_y)
         scale /= penalty.n_samples
@@ -319,11 +319,7 @@ class PriorEWCPlugin(UndoingPlugin, EvalTargetsPlugin):
         if not (self._has_warned_of_prior or strategy.clock.train_exp_iterations):
             self._has_warned_of_prior = warn_of_prior(prior.item(), strategy.loss.item())
         strategy.loss = total
-        losses = experience.losses
-        if logs:
-            with torch.no_grad():
-                nll = strategy._criterion(strategy.mb_output, strategy.mb_y)
-            losses = {"NLL": nll, "Prior": prior, "EWC": ewc, "Loss": nll + prior + ewc}
+        losses = _terms(strategy, prior, ewc) if logs else experience.losses
         if logs or penalty is not experience.penalty:
             self._experience = replace(experience, penalty=penalty, losses=losses)
 
@@ -331,16 +327,23 @@ class PriorEWCPlugin(UndoingPlugin, EvalTargetsPlugin):
         assert self._experience is not None  # an iteration belongs to an experience
         return self._experience
 
-    def _penalty_of(self, strategy: SupervisedTemplate) -> ExperiencePenalty:
-        """Take in the model as it is now."""
-        parameters = dict(strategy.model.named_parameters())
-        self.posterior.align(parameters)
-        active = active_elements(strategy.model, strategy.experience)
-        n_samples = len(strategy.experience.dataset)
-        implicit = names_with_implicit_steps(self.penalty_step, strategy.optimizer, parameters)
-        if self.penalty_step == "implicit" and not self._has_warned_of_steps:
-            self._has_warned_of_steps = warn_of_others(strategy.optimizer, parameters, implicit)
-        return ExperiencePenalty.of(self.posterior, parameters, active, n_samples, implicit)
+
+def _penalty_of(plugin: PriorEWCPlugin, strategy: SupervisedTemplate) -> ExperiencePenalty:
+    """Take in the model as it is now."""
+    parameters = dict(strategy.model.named_parameters())
+    plugin.posterior.align(parameters)
+    active = active_elements(strategy.model, strategy.experience)
+    n_samples = len(strategy.experience.dataset)
+    implicit = names_with_implicit_steps(plugin.penalty_step, strategy.optimizer, parameters)
+    if plugin.penalty_step == "implicit" and not plugin._has_warned_of_steps:
+        plugin._has_warned_of_steps = warn_of_others(strategy.optimizer, parameters, implicit)
+    return ExperiencePenalty.of(plugin.posterior, parameters, active, n_samples, implicit)
+
+
+@torch.no_grad()
+def _terms(strategy: SupervisedTemplate, prior: Tensor, ewc: Tensor) -> dict[str, Tensor]:
+    nll = strategy._criterion(strategy.mb_output, strategy.mb_y)
+    return {"NLL": nll, "Prior": prior, "EWC": ewc, "Loss": nll + prior + ewc}
 
 
 def _check_first_batch(strategy: SupervisedTemplate, likelihood: Likelihood) -> None:
