@@ -10,41 +10,54 @@ picture for each method shows how sure it is over the plane.
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
-import tyro
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from avalanche_hnet import TaskInference
+from experiments.common.command import run_command
 from experiments.common.iterations import ProgressPlugin
 from experiments.common.modes.entropy_figure import Panel, draw_entropy
 from experiments.common.modes.learning import learn, make_benchmark
 from experiments.common.modes.options import GaussianMixtureOptions
 from experiments.common.modes.results import ModeResult, summarized, summary
-from experiments.common.run_folder import make_run_folder, print_report, say_finished, write_json
+from experiments.common.parts import Run
+from experiments.common.run_folder import print_report, say_finished, write_json
 
 
 def main(options: GaussianMixtureOptions) -> Path:
     """Learn with all methods and seeds, draw, and print a table; return the run's folder."""
     torch.set_num_threads(1)  # such small networks are slower with more
-    folder = make_run_folder(options.output, f"gaussian-mixture-{options.scenario}")
+    kept = Run.begin(options, f"gaussian-mixture-{options.scenario}")
+    folder = kept.folder
     results: list[ModeResult] = []
     total = len(options.methods) * options.seeds * 3 * options.iterations
     with tqdm(total=total, disable=None) as progress:
         for method in options.methods:
-            learned = []
             for seed in range(options.seeds):
                 progress.set_description(f"{method}, seed {seed}")
-                logs = folder / "tensorboard" / method / f"seed{seed}"
-                learned.append(learn(method, options, seed, logs, ProgressPlugin(progress)))
-                results.append(learned[-1][0])
+                name = f"{method}/seed{seed}"
+                picture = folder / "parts" / f"{name}.png"
+                logs = folder / "tensorboard" / name
+                entries = kept.find(name, logs)
+                if entries is None:
+                    result, inference = learn(method, options, seed, logs, ProgressPlugin(progress))
+                    picture.parent.mkdir(parents=True, exist_ok=True)
+                    draw(result, inference, options).savefig(picture, dpi=150)
+                    kept.keep(name, result)
+                else:
+                    result = ModeResult(**entries)
+                    progress.update(3 * options.iterations)
+                results.append(result)
                 write_json(summarized(results, options), folder / "summary.json")
-                say_finished(f"{method}, seed {seed}: {results[-1]}")
-            figure = draw(*_median(learned), options)
-            figure.savefig(folder / f"entropy-{method}.png", dpi=150)
+                say_finished(f"{method}, seed {seed}: {result}")
+            shown = _median([result for result in results if result.method == method])
+            picture = folder / "parts" / method / f"seed{shown.seed}.png"
+            shutil.copyfile(picture, folder / f"entropy-{method}.png")
     print_report(folder, summary(results, options))
     return folder
 
@@ -70,19 +83,16 @@ def draw(result: ModeResult, inference: dict[str, Any], options: GaussianMixture
     return draw_entropy(benchmark, panels, title, 6 if one_of_six else 2)
 
 
-def _median(
-    learned: list[tuple[ModeResult, dict[str, Any]]],
-) -> tuple[ModeResult, dict[str, Any]]:
+def _median(results: list[ModeResult]) -> ModeResult:
     """The seed in the middle, by the accuracy that the figure is about."""
 
-    def accuracy(entry: tuple[ModeResult, dict[str, Any]]) -> float:
-        result = entry[0]
+    def accuracy(result: ModeResult) -> float:
         shown = result.given if result.not_given is None else result.not_given
         assert shown is not None
         return shown
 
-    return sorted(learned, key=accuracy)[(len(learned) - 1) // 2]
+    return sorted(results, key=accuracy)[(len(results) - 1) // 2]
 
 
 if __name__ == "__main__":
-    main(tyro.cli(GaussianMixtureOptions, description=__doc__))
+    run_command(main, GaussianMixtureOptions, __doc__)

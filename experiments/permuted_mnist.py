@@ -11,9 +11,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-import tyro
 from avalanche.benchmarks import CLScenario, PermutedMNIST
 
+from experiments.common.command import run_command
 from experiments.common.comparison.compare import compare
 from experiments.common.comparison.options import Options
 from experiments.common.hypernet import HypernetOptions
@@ -85,4 +85,4 @@ def main(options: PermutedMNISTOptions) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(PermutedMNISTOptions, description=__doc__))
+    run_command(main, PermutedMNISTOptions, __doc__)

@@ -14,7 +14,6 @@ from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
-import tyro
 from avalanche.benchmarks import CLExperience
 from avalanche.training.determinism.rng_manager import RNGManager
 from rich.table import Table
@@ -24,14 +23,24 @@ from avalanche_hnet import Posterior, PriorEWCPlugin, predict
 from avalanche_hnet.core.posterior.predict import PredictionMethod
 from avalanche_hnet.core.posterior.structure import Structure
 from experiments import split_digits, split_mnist
+from experiments.common.command import run_command
 from experiments.common.comparison.learning import make_strategy
 from experiments.common.comparison.networks import make_model
 from experiments.common.comparison.options import Options
 from experiments.common.in_memory import in_memory, tensors_of
 from experiments.common.methods import STRUCTURES
 from experiments.common.mnist import require_mnist
-from experiments.common.run_folder import make_run_folder, print_report, say_finished
-from experiments.common.settings import Count, DatasetRoot, NotNegative, Positive, Settings, Widths
+from experiments.common.parts import Run
+from experiments.common.run_folder import print_report, say_finished
+from experiments.common.settings import (
+    Count,
+    DatasetRoot,
+    NotNegative,
+    Positive,
+    RunFolder,
+    Settings,
+    Widths,
+)
 from experiments.common.spread import mean_and_spread
 
 
@@ -58,6 +67,7 @@ class PosteriorPredictionOptions(Settings):
     dataset_root: DatasetRoot = None
     output: Path = Path("runs")
     """Folder in which the run makes a folder of its own, for TensorBoard."""
+    run_folder: RunFolder = None
 
 
 @dataclass(frozen=True)
@@ -74,10 +84,17 @@ Qualities = dict[PredictionMethod, Quality]
 def main(options: PosteriorPredictionOptions) -> None:
     """Learn, predict and print the table."""
     torch.set_num_threads(1)
-    folder = make_run_folder(options.output, "posterior-prediction")
+    kept = Run.begin(options, "posterior-prediction")
+    folder = kept.folder
     results = []
     for seed in range(options.seeds):
-        results.append(learn(options, seed, folder / f"seed{seed}"))
+        part = f"seed{seed}"
+        entries = kept.find(part, folder / part)
+        if entries is None:
+            results.append(kept.keep(part, learn(options, seed, folder / part)))
+        else:
+            first, all_tasks = ({m: Quality(**q) for m, q in of.items()} for of in entries)
+            results.append((first, all_tasks))
         qualities = (f"{method} {q.accuracy:.2f} %" for method, q in results[-1][1].items())
         say_finished(f"seed {seed}: {', '.join(qualities)} on all tasks")
     print_report(folder, summary(results, options), contents="TensorBoard's events are")
@@ -168,4 +185,4 @@ def summary(
 
 
 if __name__ == "__main__":
-    main(tyro.cli(PosteriorPredictionOptions, description=__doc__))
+    run_command(main, PosteriorPredictionOptions, __doc__)

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import tyro
 from avalanche.logging import TensorboardLogger
 from avalanche.training.determinism.rng_manager import RNGManager
 from avalanche.training.plugins import EvaluationPlugin
@@ -34,9 +33,11 @@ from avalanche_hnet import (
 )
 from avalanche_hnet.benchmarks import Regression1D
 from avalanche_hnet.metrics import mse_metrics
+from experiments.common.command import run_command
 from experiments.common.iterations import ProgressPlugin
 from experiments.common.methods import METHODS
-from experiments.common.run_folder import make_run_folder, print_report, say_finished, write_json
+from experiments.common.parts import Run
+from experiments.common.run_folder import print_report, say_finished, write_json
 from experiments.common.strategy import build_strategy
 from experiments.common.uncertainty.figure import Panel, draw_uncertainty
 from experiments.common.uncertainty.measures import (
@@ -53,10 +54,16 @@ from experiments.common.uncertainty.results import describe, panel_title, summar
 def main(options: UncertaintyOptions) -> Path:
     """Learn, draw and print a table; return the run's folder."""
     torch.set_num_threads(1)  # such small networks are slower with more
-    folder = make_run_folder(options.output, f"regression-uncertainty-{options.head}")
+    kept = Run.begin(options, f"regression-uncertainty-{options.head}")
+    folder = kept.folder
     results: list[list[TaskResult]] = []
     for seed in range(options.seeds):
-        results.append(learn(options, seed, folder))
+        part = f"seed{seed}"
+        entries = kept.find(part, folder / "tensorboard" / part)
+        if entries is None:
+            results.append(kept.keep(part, learn(options, seed, folder)))
+        else:
+            results.append([TaskResult(**of_task) for of_task in entries])
         report = {
             "settings": asdict(options),
             "seeds": [[asdict(result) for result in tasks] for tasks in results],
@@ -167,4 +174,4 @@ def draw(
 
 
 if __name__ == "__main__":
-    main(tyro.cli(UncertaintyOptions, description=__doc__))
+    run_command(main, UncertaintyOptions, __doc__)

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
-import tyro
 from avalanche.benchmarks import CLScenario
 
 from avalanche_hnet.benchmarks import SplitDigits
+from experiments.common.command import run_command
 from experiments.common.comparison.compare import compare
 from experiments.common.comparison.options import Options, split_arguments
 from experiments.common.hypernet import HypernetOptions
@@ -62,4 +62,4 @@ def main(options: SplitDigitsOptions) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(SplitDigitsOptions, description=__doc__))
+    run_command(main, SplitDigitsOptions, __doc__)

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import tyro
 from avalanche.benchmarks import CLScenario, SplitMNIST
 
+from experiments.common.command import run_command
 from experiments.common.comparison.compare import compare
 from experiments.common.comparison.options import Options, split_arguments
 from experiments.common.hypernet import HypernetOptions
@@ -63,4 +63,4 @@ def main(options: SplitMNISTOptions) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(SplitMNISTOptions, description=__doc__))
+    run_command(main, SplitMNISTOptions, __doc__)

@@ -15,7 +15,6 @@ from statistics import median
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import torch
-import tyro
 from avalanche.logging import TensorboardLogger
 from avalanche.training.determinism.rng_manager import RNGManager
 from avalanche.training.plugins import EvaluationPlugin
@@ -28,14 +27,24 @@ from avalanche_hnet import Gaussian
 from avalanche_hnet.benchmarks import Regression1D
 from avalanche_hnet.core.posterior.structure import Structure
 from avalanche_hnet.metrics import mse_metrics
+from experiments.common.command import run_command
 from experiments.common.evaluation import by_experience
 from experiments.common.fits_figure import FitsPlugin
 from experiments.common.hypernet import HypernetOptions
 from experiments.common.iterations import ProgressPlugin
 from experiments.common.layers import hidden_layers
 from experiments.common.methods import METHODS, STRUCTURES, Method, all_but
-from experiments.common.run_folder import make_run_folder, print_report, say_finished
-from experiments.common.settings import ActivationName, Count, InMemory, Output, Positive, Settings
+from experiments.common.parts import Run
+from experiments.common.run_folder import print_report, say_finished
+from experiments.common.settings import (
+    ActivationName,
+    Count,
+    InMemory,
+    Output,
+    Positive,
+    RunFolder,
+    Settings,
+)
 from experiments.common.strategy import build_strategy
 
 REGRESSION_METHODS: dict[str, Method] = {
@@ -87,17 +96,21 @@ class ToyRegressionOptions(Settings):
     """Settings of the hypernetwork."""
     in_memory: InMemory = True
     output: Output = Path("runs")
+    run_folder: RunFolder = None
 
 
 def main(options: ToyRegressionOptions) -> Path:
     """Learn, draw and print a table; return the run's folder."""
     torch.set_num_threads(1)  # such small networks are slower with more
-    folder = make_run_folder(options.output, f"toy-regression-{options.method}")
-    results = []
+    kept = Run.begin(options, f"toy-regression-{options.method}")
+    folder = kept.folder
+    results: list[list[list[float]]] = []
     for seed in range(options.seeds):
-        results.append(learn(options, seed, folder))
-        errors = ", ".join(f"{error:.5f}" for error in results[-1][-1])
-        say_finished(f"{options.method}, seed {seed}: final mean squared errors {errors}")
+        part = f"seed{seed}"
+        errors = kept.find(part, folder / "tensorboard" / part)
+        results.append(errors or kept.keep(part, learn(options, seed, folder)))
+        final = ", ".join(f"{error:.5f}" for error in results[-1][-1])
+        say_finished(f"{options.method}, seed {seed}: final mean squared errors {final}")
     print_report(folder, summary(results, options))
     return folder
 
@@ -188,4 +201,4 @@ def summary(results: list[list[list[float]]], options: ToyRegressionOptions) -> 
 
 
 if __name__ == "__main__":
-    main(tyro.cli(ToyRegressionOptions, description=__doc__))
+    run_command(main, ToyRegressionOptions, __doc__)

@@ -37,6 +37,12 @@ def whole(experience: CLExperience) -> CLExperience:
     return getattr(experience, "origin_experience", experience)
 
 
+def identity_of(experience: CLExperience) -> tuple[Any, ...]:
+    """What an experience is told from others by, even where a stream makes it anew."""
+    stream = getattr(getattr(experience, "origin_stream", None), "name", None)
+    return stream, getattr(experience, "current_experience", None), len(experience.dataset)
+
+
 def stated_classes(experience: CLExperience) -> list[int] | None:
     """The class labels that an experience says it has; None if it says nothing."""
     stated = getattr(experience, "classes_in_this_experience", None)

@@ -112,15 +112,15 @@ class HyperModel(MultiTaskModel):
             ValueError: if the experience has no task labels, or the target has not enough output
                 units left.
         """
-        labels = labels_of(experience)
-        if self.multi_head and self.training:
-            new = self.units.take(tasks_and_classes(experience))
-            self.max_class_label = max([self.max_class_label, *(c + 1 for _, c in new)])
-        if classes := stated_classes(experience):
-            self.max_class_label = max(self.max_class_label, max(classes) + 1)
+        labels, has_new = labels_of(experience), self.multi_head and self.training
+        new_units = self.units.without_units(tasks_and_classes(experience)) if has_new else []
+        columns = [*(c for _, c in new_units), *(stated_classes(experience) or ())]
         if self.training and self.remaining == "frozen_after_first" and self.tasks.has_trained:
             self.target.requires_grad_(False)
-        self._make_room(self.tasks.add(labels))
+        self._make_room(self.tasks.new(labels).values())  # first: the next call completes it
+        self.tasks.add(labels)
+        self.max_class_label = max([self.max_class_label, *(c + 1 for c in columns)])
+        self.units.take(new_units)
         if self.training:
             self.tasks.train(labels)
             self.known_train_tasks_labels = {*self.trained_task_labels}

@@ -30,8 +30,16 @@ class OutputHeads:
     generated: frozenset[str] = frozenset()
     network_prefix: str = ""
 
+    def without_units(self, pairs: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+        """The pairs of task label and class label that have no unit yet.
+
+        Raises:
+            ValueError: if not enough units are left for them, or a class label is negative.
+        """
+        return []
+
     def take(self, pairs: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
-        """Give units to the pairs of task label and class label that have none; return these.
+        """Give units to those that have none, and return them.
 
         Raises:
             ValueError: if not enough units are left. Nothing is changed then.
@@ -110,9 +118,14 @@ class SharedOutputLayer(OutputHeads):
         self.mask_value = mask_value
         self.taken: list[tuple[int, int]] = []
 
-    def take(self, pairs: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    def without_units(self, pairs: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
         """See the base class."""
         new = sorted({*pairs} - {*self.taken})
+        if negative := [class_ for _, class_ in new if class_ < 0]:
+            raise ValueError(
+                f"class labels must be at least 0, but the experience has {negative[0]}; name its "
+                "classes 0, 1, ... in the data set"
+            )
         taken = self._units_by_task(self.taken)
         for label, needed in self._units_by_task(new).items():
             if taken[label] + needed > self.number:
@@ -122,7 +135,12 @@ class SharedOutputLayer(OutputHeads):
                     f"{taken[label]} are taken{of}; the experience needs {needed} more"
                     + ("" if self.reuse else " (reuse_units=True lets tasks begin anew)")
                 )
-        self.taken += new
+        return new
+
+    def take(self, pairs: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+        """See the base class."""
+        new = self.without_units(pairs)
+        self.taken = [*self.taken, *new]
         return new
 
     def columns(self, label: int, n_columns: int) -> Columns:

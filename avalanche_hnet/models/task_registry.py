@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from avalanche_hnet.core.common.exchange import exchange
+
 
 @dataclass(frozen=True)
 class Task:
@@ -56,19 +58,21 @@ class TaskRegistry:
                 f"labels {list(self._tasks)}"
             ) from None
 
+    def new(self, labels: Iterable[int]) -> dict[int, int]:
+        """The numbers that the tasks will get that are not known yet, by label."""
+        new = [label for label in dict.fromkeys(labels) if label not in self._tasks]
+        return {label: number for number, label in enumerate(new, len(self._tasks))}
+
     def add(self, labels: Iterable[int]) -> list[int]:
         """Take in the tasks that are not known yet, and return their numbers."""
-        numbers = []
-        for label in labels:
-            if label not in self._tasks:
-                self._tasks[label] = Task(len(self._tasks))
-                numbers.append(self._tasks[label].number)
-        return numbers
+        new = self.new(labels)
+        self._tasks = self._tasks | {label: Task(number) for label, number in new.items()}
+        return [*new.values()]
 
     def train(self, labels: Iterable[int]) -> None:
         """These tasks, which are known, are trained on from now on."""
-        for label in labels:
-            self._tasks[label] = replace(self._tasks[label], is_trained=True)
+        trained = {label: replace(self._tasks[label], is_trained=True) for label in labels}
+        self._tasks = self._tasks | trained
 
     def state_dict(self) -> dict[str, Any]:
         """Labels, in the order of the tasks' numbers, and what was trained."""
@@ -92,6 +96,6 @@ class TaskRegistry:
                 f"{list(self._tasks)}; load it into a model without tasks"
             )
         trained = set(state["trained"])
-        self._tasks = {label: Task(n, label in trained) for n, label in enumerate(labels)}
-        self.has_trained = state["has_trained"]
+        tasks = {label: Task(n, label in trained) for n, label in enumerate(labels)}
+        exchange(self, _tasks=tasks, has_trained=state["has_trained"])
         return [*range(n_known, len(labels))]

@@ -8,6 +8,20 @@ from avalanche.training.templates import SupervisedTemplate
 from torch import Tensor
 
 
+def logs_now(strategy: SupervisedTemplate, log_every: int) -> bool:
+    """Whether an iteration's losses are published, every so many from each experience's first."""
+    return bool(strategy.clock.train_exp_iterations % log_every == 0)
+
+
+def looks_at_loss(strategy: SupervisedTemplate, log_every: int) -> bool:
+    """Whether an iteration's loss is looked at.
+
+    On a GPU that would wait for it, so only where it is published. It stays infinite or NaN, once
+    it is.
+    """
+    return strategy.device.type == "cpu" or logs_now(strategy, log_every)
+
+
 def refuse_loss(strategy: SupervisedTemplate, parts: str, remedy: str) -> NoReturn:
     """Stop a training whose loss is infinite or not a number.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from copy import copy
 from dataclasses import dataclass, field, replace
 from math import isfinite
 from typing import Any, NoReturn
@@ -21,6 +22,7 @@ from avalanche_hnet.core.common.arguments import (
     one_of,
 )
 from avalanche_hnet.core.common.evaluation import undisturbed
+from avalanche_hnet.core.common.exchange import exchange
 from avalanche_hnet.core.common.likelihoods import (
     Likelihood,
     check_first_batch,
@@ -34,10 +36,11 @@ from avalanche_hnet.core.fisher.kronecker_sums import WeightSharing
 from avalanche_hnet.core.fisher.options import FisherKind
 from avalanche_hnet.core.posterior.gaussian import PriorMean
 from avalanche_hnet.core.posterior.structure import Structure, make_posterior
-from avalanche_hnet.data.experiences import stated_classes
+from avalanche_hnet.data.experiences import identity_of, stated_classes
 from avalanche_hnet.models.active import active_elements
+from avalanche_hnet.plugins.eval_targets import EvalTargetsPlugin
 from avalanche_hnet.plugins.experience_penalty import ExperiencePenalty
-from avalanche_hnet.plugins.finite_loss import refuse_loss
+from avalanche_hnet.plugins.finite_loss import logs_now, looks_at_loss, refuse_loss
 from avalanche_hnet.plugins.fisher_batches import fisher_batches
 from avalanche_hnet.plugins.forward_checks import refuse_other_forward
 from avalanche_hnet.plugins.model_checks import ModelChecks
@@ -67,6 +70,8 @@ from avalanche_hnet.plugins.processes import (
     wrap_grown,
 )
 from avalanche_hnet.plugins.shared_samples import SharedSamplesPlugin
+from avalanche_hnet.plugins.small_batches import refuse_small_batches
+from avalanche_hnet.plugins.undoing import UndoingPlugin
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +87,9 @@ class _CurrentExperience:
     """The penalties, if their gradient is to be added after the backward pass."""
 
 
-class PriorEWCPlugin(SharedSamplesPlugin, supports_distributed=True):  # type: ignore[call-arg]
+class PriorEWCPlugin(  # type: ignore[call-arg]
+    SharedSamplesPlugin, UndoingPlugin, EvalTargetsPlugin, supports_distributed=True
+):
     """Prior-focused continual learning with a Gaussian posterior over the weights.
 
     While an experience of N samples is trained, the loss per sample is
@@ -204,7 +211,9 @@ class PriorEWCPlugin(SharedSamplesPlugin, supports_distributed=True):  # type: i
 
     def before_train_dataset_adaptation(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
         """Refuse what cannot be trained, before anything is changed."""
+        self._latest.undo(identity_of(strategy.experience))
         refuse_strategy(self, strategy)
+        refuse_small_batches(strategy)
         self._checks.before_adaptation(strategy, self.posterior)
         refuse_criterion(strategy._criterion)
         likelihood = resolve_likelihood(self.likelihood, strategy._criterion)
@@ -218,7 +227,7 @@ class PriorEWCPlugin(SharedSamplesPlugin, supports_distributed=True):  # type: i
         wrap_grown(strategy)
         # Only to refuse what does not fit: other plugins may still change the model.
         self._checks.before_training(strategy, self.posterior)
-        self._penalty_of(strategy)
+        _penalty_of(self, strategy)
         if self.train_from_scratch:
             self.posterior.forget()
 
@@ -227,40 +236,24 @@ class PriorEWCPlugin(SharedSamplesPlugin, supports_distributed=True):  # type: i
         if self._experience is not None:
             self._experience = replace(self._experience, penalty=None)
 
+    def before_forward(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
+        """Remember running statistics, for a batch that is refused."""
+        if self._required_experience().penalty is None:
+            self._buffers.watch([strategy.model])
+        if looks_at_loss(strategy, self.log_every):
+            self._buffers.remember()
+
     def after_forward(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
         """Refuse a first batch that does not fit the likelihood."""
         if strategy.clock.train_exp_iterations == 0:
-            _check_first_batch(strategy, self._required_experience().likelihood)
+            with self._buffers.put_back_on_error():
+                _check_first_batch(strategy, self._required_experience().likelihood)
 
     def before_backward(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
         """Add the prior's and the earlier experiences' penalties to the loss."""
-        experience = self._required_experience()
-        self._checks.before_backward(strategy)
-        penalty = experience.penalty or self._penalty_of(strategy)
-        outputs = logits_of(strategy.mb_output)
-        scale = experience.likelihood.criterion_scale(strategy._criterion, outputs, strategy.mb_y)
-        scale = average(scale, like=outputs) / penalty.n_samples
-        penalty = penalty.with_strengths(scale, scale * self.ewc_lambda, strategy.optimizer)
-        if not self._has_warned_of_layers:
-            self._has_warned_of_layers = warn_of_layers(
-                self.penalty_step, strategy.optimizer, penalty.without_step
-            )
-        apart, prior, ewc = kept_apart(*penalty.values())
-        total = strategy.loss + prior + ewc
-        logs = strategy.clock.train_exp_iterations % self.log_every == 0
-        # On a GPU the look at the loss would wait for it. It stays infinite or NaN, once it is.
-        if (logs or total.is_cpu) and not isfinite(total.item()):
-            _refuse_loss(strategy, penalty, prior, ewc)
-        if not (self._has_warned_of_prior or strategy.clock.train_exp_iterations):
-            self._has_warned_of_prior = warn_of_prior(prior.item(), strategy.loss.item())
-        strategy.loss = total
-        losses = experience.losses
-        if logs:
-            with torch.no_grad():
-                nll = mean(strategy._criterion(strategy.mb_output, strategy.mb_y))
-            losses = {"NLL": nll, "Prior": prior, "EWC": ewc, "Loss": nll + prior + ewc}
-        if logs or penalty is not experience.penalty or apart is not None:
-            self._experience = replace(experience, penalty=penalty, losses=losses, apart=apart)
+        with self._buffers.put_back_on_error():
+            self._add_penalties(strategy)
+        self._buffers.forget()
 
     def after_backward(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
         """Penalise heads of other tasks once the loss (of replayed samples) moves them."""
@@ -313,28 +306,61 @@ class PriorEWCPlugin(SharedSamplesPlugin, supports_distributed=True):  # type: i
         )
         publish_cost(strategy, self, time.perf_counter() - start, n_drawn)
         publish_fisher(strategy, self, fisher, active)
-        n_samples = len(strategy.experience.dataset)
-        self.posterior.update(parameters, fisher, n_samples, active, self.gamma)
-        self.posterior.likelihood = experience.likelihood
-        publish_posterior(strategy, self, self.posterior, active)
+        updated = copy(self.posterior)
+        updated.update(parameters, fisher, len(strategy.experience.dataset), active, self.gamma)
+        updated.likelihood = experience.likelihood
+        publish_posterior(strategy, self, updated, active)
         self._experience = replace(experience, penalty=None)  # and let go of the model
         self._checks.after_training(model, is_kept=not self.train_from_scratch)
+        self._latest.remember(identity_of(strategy.experience), self.posterior)
+        exchange(self.posterior, **vars(updated))  # at last, when nothing else can fail
+
+    def _add_penalties(self, strategy: SupervisedTemplate) -> None:
+        experience = self._required_experience()
+        self._checks.before_backward(strategy)
+        penalty = experience.penalty or _penalty_of(self, strategy)
+        outputs = logits_of(strategy.mb_output)
+        scale = experience.likelihood.criterion_scale(strategy._criterion, outputs, strategy.mb_y)
+        scale = average(scale, like=outputs) / penalty.n_samples
+        penalty = penalty.with_strengths(scale, scale * self.ewc_lambda, strategy.optimizer)
+        if not self._has_warned_of_layers:
+            self._has_warned_of_layers = warn_of_layers(
+                self.penalty_step, strategy.optimizer, penalty.without_step
+            )
+        apart, prior, ewc = kept_apart(*penalty.values())
+        total = strategy.loss + prior + ewc
+        logs = logs_now(strategy, self.log_every)
+        if looks_at_loss(strategy, self.log_every) and not isfinite(total.item()):
+            _refuse_loss(strategy, penalty, prior, ewc)
+        if not (self._has_warned_of_prior or strategy.clock.train_exp_iterations):
+            self._has_warned_of_prior = warn_of_prior(prior.item(), strategy.loss.item())
+        strategy.loss = total
+        losses = _terms(strategy, prior, ewc) if logs else experience.losses
+        if logs or penalty is not experience.penalty or apart is not None:
+            self._experience = replace(experience, penalty=penalty, losses=losses, apart=apart)
 
     def _required_experience(self) -> _CurrentExperience:
         assert self._experience is not None  # an iteration belongs to an experience
         return self._experience
 
-    def _penalty_of(self, strategy: SupervisedTemplate) -> ExperiencePenalty:
-        """Take in the model as it is now."""
-        model = model_with_shared_heads(strategy)
-        parameters = dict(model.named_parameters())
-        self.posterior.align(parameters)
-        active = active_elements(model, strategy.experience)
-        n_samples = len(strategy.experience.dataset)
-        implicit = names_with_implicit_steps(self.penalty_step, strategy.optimizer, parameters)
-        if self.penalty_step == "implicit" and not self._has_warned_of_steps:
-            self._has_warned_of_steps = warn_of_others(strategy.optimizer, parameters, implicit)
-        return ExperiencePenalty.of(self.posterior, parameters, active, n_samples, implicit)
+
+def _penalty_of(plugin: PriorEWCPlugin, strategy: SupervisedTemplate) -> ExperiencePenalty:
+    """Take in the model as it is now."""
+    model = model_with_shared_heads(strategy)
+    parameters = dict(model.named_parameters())
+    plugin.posterior.align(parameters)
+    active = active_elements(model, strategy.experience)
+    n_samples = len(strategy.experience.dataset)
+    implicit = names_with_implicit_steps(plugin.penalty_step, strategy.optimizer, parameters)
+    if plugin.penalty_step == "implicit" and not plugin._has_warned_of_steps:
+        plugin._has_warned_of_steps = warn_of_others(strategy.optimizer, parameters, implicit)
+    return ExperiencePenalty.of(plugin.posterior, parameters, active, n_samples, implicit)
+
+
+@torch.no_grad()
+def _terms(strategy: SupervisedTemplate, prior: Tensor, ewc: Tensor) -> dict[str, Tensor]:
+    nll = mean(strategy._criterion(strategy.mb_output, strategy.mb_y))
+    return {"NLL": nll, "Prior": prior, "EWC": ewc, "Loss": nll + prior + ewc}
 
 
 def _check_first_batch(strategy: SupervisedTemplate, likelihood: Likelihood) -> None:

@@ -37,7 +37,8 @@ class TaskInferencePlugin(SupervisedPlugin, supports_distributed=True):  # type:
     The arguments are those of :class:`TaskInference` after the model. With ``MSELoss`` as the
     strategy's criterion, ``likelihood`` is Gaussian by default. The place among a strategy's
     plugins does not matter. An evaluation that is broken off leaves the inference in
-    ``strategy.model`` until the next training or evaluation.
+    ``strategy.model`` until the next training or evaluation, but for :class:`PriorEWC` and
+    :class:`HypernetTemplate`, which take it away at once.
 
     Raises:
         TypeError, ValueError: as :class:`TaskInference`.
@@ -106,3 +107,7 @@ class TaskInferencePlugin(SupervisedPlugin, supports_distributed=True):  # type:
             is_its_own = unwrapped(self._replaced) is strategy.model.model
             strategy.model = self._replaced if is_its_own else strategy.model.model
         self._replaced = nn.Module()
+
+    def take_away(self, strategy: Any) -> None:
+        """Likewise, where an evaluation was broken off."""
+        self.after_eval(strategy)

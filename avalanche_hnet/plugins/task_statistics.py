@@ -68,7 +68,7 @@ class TaskStatisticsPlugin(SupervisedPlugin, supports_distributed=True):  # type
 
     def before_training(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
         """Put the training's statistics back, if an evaluation was broken off."""
-        self._end_evaluation()
+        self.take_away(strategy)
 
     def before_train_dataset_adaptation(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
         """Refuse what cannot be trained, before anything is changed."""
@@ -114,12 +114,12 @@ class TaskStatisticsPlugin(SupervisedPlugin, supports_distributed=True):  # type
 
     def before_eval(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
         """Keep what was learned so far, if this evaluation interrupts a training."""
-        self._end_evaluation()
+        self.take_away(strategy)
         self._store(strategy)
 
     def before_eval_exp(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
         """Put the statistics of the task that is evaluated in place."""
-        self._end_evaluation()
+        self.take_away(strategy)
         self._check_inference(strategy.model)
         self._evaluated = ExitStack()
         self._evaluated.enter_context(
@@ -128,14 +128,15 @@ class TaskStatisticsPlugin(SupervisedPlugin, supports_distributed=True):  # type
 
     def after_eval_exp(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
         """Put back what was there before."""
-        self._end_evaluation()
+        self.take_away(strategy)
 
     def _store(self, strategy: SupervisedTemplate) -> None:
         if self._is_training:
             take_first(_model(strategy).buffers())  # each process has its own of the latest batch
             self.statistics.store(_model(strategy))
 
-    def _end_evaluation(self) -> None:
+    def take_away(self, strategy: Any) -> None:
+        """Put the model's own statistics back, where an evaluation has ended or was broken off."""
         if self._evaluated is not None:
             self._evaluated.close()
             self._evaluated = None

@@ -9,20 +9,26 @@ from avalanche.training.utils import _at_task_boundary
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from avalanche_hnet.core.common.buffers_before import BuffersBefore
+from avalanche_hnet.core.common.exchange import LatestUpdate
 from avalanche_hnet.core.common.likelihoods import Likelihood, likelihood_of, resolve_likelihood
 from avalanche_hnet.core.common.logits import logits_of
 from avalanche_hnet.core.common.optimizers import parameters_of
 from avalanche_hnet.core.common.processes import agree_on, average, take_first
-from avalanche_hnet.core.regularizers import Experience, Regularizer
-from avalanche_hnet.data.experiences import labels_of, whole
+from avalanche_hnet.core.regularizers import EWC, Experience, Regularizer
+from avalanche_hnet.data.experiences import identity_of, labels_of, whole
 from avalanche_hnet.data.loader import InMemoryLoader
 from avalanche_hnet.models.hyper_model import HyperModel
 from avalanche_hnet.plugins.clip_gradient import ClipGradientPlugin, clippings_of
+from avalanche_hnet.plugins.eval_targets import check_eval_targets
+from avalanche_hnet.plugins.finite_loss import logs_now, looks_at_loss
 from avalanche_hnet.plugins.in_memory import InMemoryPlugin
+from avalanche_hnet.plugins.small_batches import refuse_small_batches
 from avalanche_hnet.strategies import requirements
 from avalanche_hnet.strategies.any_batches import AnyBatches
 from avalanche_hnet.strategies.experience_fisher import ExperienceFisher
 from avalanche_hnet.strategies.from_scratch import start_from_scratch
+from avalanche_hnet.strategies.goes_on import GoesOn
 from avalanche_hnet.strategies.hypernet_log import (
     gradient_norm,
     publish_movement,
@@ -42,12 +48,12 @@ from avalanche_hnet.strategies.optimizers import (
     hand_over_theta,
     optimizer_of_own,
 )
-from avalanche_hnet.strategies.roles import Roles, roles_of
+from avalanche_hnet.strategies.roles import Roles, roles_of, trained_modules
 from avalanche_hnet.strategies.shared_samples import SharedSamples
 from avalanche_hnet.strategies.weight_movement import WeightMovement
 
 
-class HypernetTemplate(AnyBatches, SharedSamples, SupervisedTemplate):
+class HypernetTemplate(AnyBatches, SharedSamples, GoesOn, SupervisedTemplate):
     """Trains a :class:`HyperModel` on one task after the other.
 
     Each iteration (von Oswald et al. 2020, arXiv 1906.00695, section 2):
@@ -140,10 +146,12 @@ class HypernetTemplate(AnyBatches, SharedSamples, SupervisedTemplate):
         self.likelihood = likelihood
         self.log_every = log_every
         self.movement = WeightMovement()
+        self.latest_update: LatestUpdate = LatestUpdate()
         self._make_embedding_optimizer = embedding_optimizer
         initial = model.named_parameters() if train_from_scratch else ()
         self._initial = {name: parameter.detach().clone() for name, parameter in initial}
         self._pieces = PieceCounter()
+        self._buffers = BuffersBefore()
         # Of the present experience:
         self.embedding_optimizer: Optimizer | None = None
         self._roles = Roles()
@@ -171,6 +179,10 @@ class HypernetTemplate(AnyBatches, SharedSamples, SupervisedTemplate):
         """Outputs of the mini-batch; the prior needs the weights that they are made with."""
         if not self.is_training:
             return super().forward()
+        if self.clock.train_exp_iterations == 0:
+            self._buffers.watch(trained_modules(self.model, labels_of(self.experience)))
+        if looks_at_loss(self, self.log_every):
+            self._buffers.remember()
         loader, labels = self.dataloader, self.mb_task_id
         known = loader.only_task(labels) if isinstance(loader, InMemoryLoader) else None
         if self.prior_variance is not None:
@@ -181,7 +193,10 @@ class HypernetTemplate(AnyBatches, SharedSamples, SupervisedTemplate):
     def criterion(self) -> Tensor:
         """The loss with the prior, after a check of the targets at the start of an experience."""
         if self.is_training and self.clock.train_exp_iterations == 0:
-            requirements.check_targets(self, self._resolved_likelihood)
+            with self._buffers.put_back_on_error():
+                requirements.check_targets(self, self._resolved_likelihood)
+        if not self.is_training:
+            check_eval_targets(self)
         loss: Tensor = super().criterion()
         if self.prior_variance is None or not self.is_training:
             return loss
@@ -199,13 +214,12 @@ class HypernetTemplate(AnyBatches, SharedSamples, SupervisedTemplate):
         if active is None or not active.is_active:
             active = None
         differentiable = active is not None and active.differentiable_lookahead
-        logs = self.clock.train_exp_iterations % self.log_every == 0
-        # On a GPU the look at a loss would wait for it. It stays infinite or NaN, once it is.
-        looks = logs or self.loss.is_cpu
+        logs = logs_now(self, self.log_every)
 
         # Steps 1 to 3 of the class's docstring; the fourth is optimizer_step.
-        if looks:
-            requirements.check_task_loss(self)
+        if looks_at_loss(self, self.log_every):
+            with self._buffers.put_back_on_error():
+                requirements.check_task_loss(self)
         gradients = task_gradients(
             self.loss, self.model, theta, roles.previous, clippings_of(self), differentiable
         )
@@ -215,8 +229,9 @@ class HypernetTemplate(AnyBatches, SharedSamples, SupervisedTemplate):
         if active is not None:
             scale = self._criterion_scale() if active.is_log_prior else 1.0
             penalty = penalty_ahead(active, roles.regularized, step, scale)
-            if looks:
-                requirements.check_penalty(self, penalty)
+            if looks_at_loss(self, self.log_every):
+                with self._buffers.put_back_on_error():
+                    requirements.check_penalty(self, penalty)
             add_gradients(roles.regularized, penalty.gradients)
         if logs:
             self._to_publish = statistics(self.loss, self._prior, step, roles.regularized, penalty)
@@ -244,22 +259,7 @@ class HypernetTemplate(AnyBatches, SharedSamples, SupervisedTemplate):
             start_from_scratch(self.model, theta, initial, labels_of(self.experience))
         take_first([*self.model.parameters(), *self.model.buffers()])
         if self.regularizer is not None:
-            self._begin_protection(self.regularizer)
-
-    def _begin_protection(self, regularizer: Regularizer) -> None:
-        model, labels = self.model, labels_of(self.experience)
-        earlier = [label for label in model.trained_task_labels if label not in labels]
-        requirements.check_knowledge(regularizer, earlier)
-        if not earlier and self.clock.train_exp_counter:
-            requirements.warn_of_no_protection(regularizer, labels)
-        regularizer.before_experience(
-            model.hypernetwork,
-            Experience(
-                protected=tuple(model.task_number(label) for label in earlier),
-                n_samples=len(whole(self.experience).dataset),
-                owners=model.weight_owners(),
-            ),
-        )
+            _begin_protection(self, self.regularizer)
 
     def _criterion_scale(self) -> float:
         """How many times the mean negative log-likelihood the criterion is."""
@@ -270,6 +270,8 @@ class HypernetTemplate(AnyBatches, SharedSamples, SupervisedTemplate):
 
     def _before_training_exp(self, **kwargs: Any) -> None:
         requirements.check_experience(self.experience)
+        refuse_small_batches(self)
+        self.latest_update.undo(identity_of(whole(self.experience)))
         needs_fisher = self.regularizer is not None and self.regularizer.needs_fisher
         if needs_fisher or self.prior_variance is not None or self.likelihood is not None:
             self._resolved_likelihood = resolve_likelihood(self.likelihood, self._criterion)
@@ -290,10 +292,35 @@ class HypernetTemplate(AnyBatches, SharedSamples, SupervisedTemplate):
     def _after_training_exp(self, **kwargs: Any) -> None:
         if self._pieces.is_over_after(self.experience):
             agree_on(self.model)
-            tasks = tuple(self.model.task_number(label) for label in labels_of(self.experience))
-            if self.regularizer is not None:
-                source = ExperienceFisher(self, self.model, self._resolved_likelihood)
-                self.regularizer.after_experience(source, tasks)
-            self.movement.remember(self.model.hypernetwork, tasks)
-            publish_movement(self, self.movement.distances(self.model.hypernetwork))
+            _finish_experience(self, self._resolved_likelihood)
         super()._after_training_exp(**kwargs)
+
+
+def _begin_protection(strategy: HypernetTemplate, regularizer: Regularizer) -> None:
+    model, labels = strategy.model, labels_of(strategy.experience)
+    earlier = [label for label in model.trained_task_labels if label not in labels]
+    theta = model.hypernetwork.shared_parameters().values()
+    if any(p.requires_grad for p in theta):  # otherwise there is nothing to know
+        requirements.check_knowledge(regularizer, earlier)
+    if not earlier and strategy.clock.train_exp_counter:
+        requirements.warn_of_no_protection(regularizer, labels)
+    regularizer.before_experience(
+        model.hypernetwork,
+        Experience(
+            protected=tuple(model.task_number(label) for label in earlier),
+            n_samples=len(whole(strategy.experience).dataset),
+            owners=model.weight_owners(),
+        ),
+    )
+
+
+def _finish_experience(strategy: HypernetTemplate, likelihood: Likelihood | None) -> None:
+    model, experience = strategy.model, strategy.experience
+    tasks = tuple(model.task_number(label) for label in labels_of(experience))
+    if (regularizer := strategy.regularizer) is not None:
+        source = ExperienceFisher(strategy, model, likelihood)
+        owners = [regularizer, *([regularizer.posterior] if isinstance(regularizer, EWC) else [])]
+        strategy.latest_update.remember(identity_of(whole(experience)), *owners)
+        regularizer.after_experience(source, tasks)
+    strategy.movement.remember(model.hypernetwork, tasks)
+    publish_movement(strategy, strategy.movement.distances(model.hypernetwork))

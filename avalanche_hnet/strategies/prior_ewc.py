@@ -21,10 +21,11 @@ from avalanche_hnet.core.posterior.structure import Structure
 from avalanche_hnet.plugins.penalty_step import PenaltyStep
 from avalanche_hnet.plugins.prior_ewc import PriorEWCPlugin
 from avalanche_hnet.strategies.any_batches import AnyBatches
+from avalanche_hnet.strategies.goes_on import GoesOn
 from avalanche_hnet.strategies.loop_arguments import Criterion, PeriodicEvaluation, check_loop
 
 
-class PriorEWC(AnyBatches, SupervisedTemplate):
+class PriorEWC(AnyBatches, GoesOn, SupervisedTemplate):
     """Fine-tuning with a :class:`PriorEWCPlugin`, as Avalanche's ``EWC`` is with its ``EWCPlugin``.
 
     The plugin's documentation has the formulas and what is published. Combined with other

@@ -156,7 +156,13 @@ def warn_of_no_protection(regularizer: Regularizer, task_labels: Sequence[int]) 
 
 
 def check_task_loss(strategy: SupervisedTemplate) -> None:
-    """Refuse a task's loss that is not finite."""
+    """Refuse a task's loss that is not finite, or that nothing can be learned from."""
+    if not strategy.loss.requires_grad:
+        raise ValueError(
+            "the loss does not depend on any parameter of the model that requires grad, neither "
+            "the hypernetwork's nor the task's own, so there is nothing to train; do not freeze "
+            "all of them, and do not detach the output"
+        )
     if not strategy.loss.isfinite().all():
         refuse_loss(strategy, f"task's loss {strategy.loss.sum().item()}", "learning rate")
 

@@ -55,6 +55,12 @@ def roles_of(
     )
 
 
+def trained_modules(model: HyperModel, task_labels: Sequence[int]) -> list[nn.Module]:
+    """The modules that run in an experience of these tasks, as far as they may have buffers."""
+    numbers = [str(model.task_number(label)) for label in task_labels]
+    return [model.hypernetwork, *(model.networks[n] for n in numbers if n in model.networks)]
+
+
 def _previous_embeddings(
     model: HyperModel, task_labels: Sequence[int], regularizer: Regularizer | None
 ) -> tuple[nn.Parameter, ...]:

@@ -22,8 +22,8 @@ class WeightMovement:
 
     def remember(self, hypernetwork: HyperNetwork, tasks: tuple[int, ...]) -> None:
         """These tasks have been learned just now."""
-        for task in tasks:
-            self._learned[task] = self._weights(hypernetwork, task)
+        of_tasks = {task: self._weights(hypernetwork, task) for task in tasks}
+        self._learned = self._learned | of_tasks
 
     def distances(self, hypernetwork: HyperNetwork) -> dict[int, float]:
         """The distance of each task that was learned."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from datetime import datetime
 from importlib.metadata import version
@@ -29,7 +30,28 @@ def make_run_folder(output: Path, name: str) -> Path:
 
 def write_json(content: Any, path: Path) -> None:
     """Write for people: indented, and with what JSON does not know as text."""
-    path.write_text(json.dumps(content, indent=2, default=str) + "\n")
+    write_text(json.dumps(content, indent=2, default=str) + "\n", path)
+
+
+def write_text(text: str, path: Path) -> None:
+    """Write all of a file, or leave the one that is there.
+
+    Raises:
+        OSError: naming the file, if it cannot be written.
+    """
+    beside = path.with_name(f".{path.name}.new")
+    try:
+        try:
+            with beside.open("w", newline="") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            beside.replace(path)
+        except BaseException:
+            beside.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def versions() -> dict[str, str]:

@@ -64,6 +64,13 @@ InMemory = Annotated[
     ),
 ]
 Output = Annotated[Path, arg(help="Folder in which the run makes a folder of its own.")]
+RunFolder = Annotated[
+    Path | None,
+    arg(
+        help="The run's own folder, instead of a new one in that of --output. Parts that were "
+        "finished there by a run with the same options are not run again."
+    ),
+]
 DatasetRoot = Annotated[
     Path | None,
     arg(help="Folder that holds MNIST/raw, or where to download it. Default: Avalanche's."),

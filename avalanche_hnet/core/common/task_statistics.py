@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from avalanche_hnet.core.common.exchange import exchange
+
 _BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 
 
@@ -45,9 +47,14 @@ class TaskStatistics:
                 not know their size yet, or of another size than before.
         """
         require_statistics(model)
-        self._put(model, self._tasks.get(task_label, {}))
-        self.latest = task_label
-        self.store(model)
+        initial, before = self._with_initial(model), _copies(model)
+        try:
+            _put(model, self._tasks.get(task_label, {}), initial)
+            tasks = self._tasks | {task_label: _copies(model)}
+            exchange(self, latest=task_label, _initial=initial, _tasks=tasks)
+        except BaseException:
+            _put(model, before, before)
+            raise
 
     def store(self, model: nn.Module) -> None:
         """Keep the model's statistics as those of the task that was begun last.
@@ -57,7 +64,7 @@ class TaskStatistics:
         """
         if self.latest is None:
             raise ValueError("no task has been begun, whose statistics these would be")
-        self._tasks[self.latest] = _copies(model)
+        self._tasks = self._tasks | {self.latest: _copies(model)}
 
     @contextmanager
     def using(self, model: nn.Module, task_label: int) -> Iterator[None]:
@@ -73,7 +80,7 @@ class TaskStatistics:
         label = task_label if task_label in self._tasks else self.latest
         try:
             if label is not None:
-                self._put(model, self._tasks[label])
+                _put(model, self._tasks[label], self._with_initial(model))
             yield
         finally:
             with torch.no_grad():
@@ -106,27 +113,16 @@ class TaskStatistics:
                 f"state['latest'] must be one of the tasks {list(state['tasks'])}, got "
                 f"{state['latest']}"
             )
-        self.latest = state["latest"]
-        self._initial = {n: t.clone() for n, t in state["initial"].items()}
-        self._tasks = {
+        initial = {n: t.clone() for n, t in state["initial"].items()}
+        tasks = {
             label: {n: t.clone() for n, t in tensors.items()}
             for label, tensors in state["tasks"].items()
         }
+        exchange(self, latest=state["latest"], _initial=initial, _tasks=tasks)
 
-    @torch.no_grad()
-    def _put(self, model: nn.Module, values: Mapping[str, Tensor]) -> None:
-        """Values of this device and dtype or another; initial ones for layers without."""
-        buffers = _statistics(model)
-        for name, buffer in buffers.items():
-            initial = self._initial.setdefault(name, buffer.clone())
-            shape = values.get(name, initial).shape
-            if shape != buffer.shape:
-                raise ValueError(
-                    f"the statistics of {name!r} have shape {tuple(shape)}, but the model's buffer "
-                    f"has {tuple(buffer.shape)}; they must be those of this model"
-                )
-        for name, buffer in buffers.items():
-            buffer.copy_(values.get(name, self._initial[name]))
+    def _with_initial(self, model: nn.Module) -> dict[str, Tensor]:
+        """Initial statistics, of layers that are new as they are now."""
+        return _copies(model) | self._initial
 
 
 def require_statistics(model: nn.Module) -> None:
@@ -141,6 +137,21 @@ def require_statistics(model: nn.Module) -> None:
             "SyncBatchNorm, or InstanceNorm with track_running_stats=True), so there are none to "
             "keep for each task"
         )
+
+
+@torch.no_grad()
+def _put(model: nn.Module, values: Mapping[str, Tensor], initial: Mapping[str, Tensor]) -> None:
+    """Values of this device and dtype or another; initial ones for layers without."""
+    buffers = _statistics(model)
+    for name, buffer in buffers.items():
+        shape = values.get(name, initial[name]).shape
+        if shape != buffer.shape:
+            raise ValueError(
+                f"the statistics of {name!r} have shape {tuple(shape)}, but the model's buffer "
+                f"has {tuple(buffer.shape)}; they must be those of this model"
+            )
+    for name, buffer in buffers.items():
+        buffer.copy_(values.get(name, initial[name]))
 
 
 def _statistics(model: nn.Module) -> dict[str, Tensor]:

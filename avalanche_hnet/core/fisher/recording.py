@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -76,17 +76,12 @@ def record(task: OneTask, x: Tensor | Samples, layers: Collection[str]) -> tuple
 @contextmanager
 def _recorded(task: OneTask, layers: Collection[str]) -> Iterator[Recording]:
     recording = Recording()
-    handles = [
-        task.layers[prefix].register_forward_hook(
-            _hook(prefix, task.names[prefix], recording), with_kwargs=True
-        )
-        for prefix in layers
-    ]
-    try:
+    with ExitStack() as stack:
+        for prefix in layers:
+            hook = _hook(prefix, task.names[prefix], recording)
+            # In one line: a hook that an interrupt left behind would slow the model down for good.
+            stack.callback(task.layers[prefix].register_forward_hook(hook, with_kwargs=True).remove)
         yield recording
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _hook(prefix: str, names: Mapping[str, str], recording: Recording) -> Callable[..., None]:

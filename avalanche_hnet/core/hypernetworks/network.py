@@ -127,8 +127,11 @@ class HyperNetwork(nn.Module):
     def add_task(self) -> int:
         """Add the embeddings of a new task and return its number."""
         task = self.n_tasks
-        for name, initial in zip(self._inputs.lists, self._inputs.of_task(task), strict=True):
-            getattr(self, name).append(initial.draw(self.seed, self.output.weight))
+        drawn = [of.draw(self.seed, self.output.weight) for of in self._inputs.of_task(task)]
+        # Last the embeddings, which count the tasks; an interrupt may have left the others.
+        for name, values in sorted(zip(self._inputs.lists, drawn, strict=True), key=_counts_tasks):
+            if len(getattr(self, name)) == task:
+                getattr(self, name).append(values)
         return task
 
     @torch.no_grad()
@@ -211,6 +214,10 @@ class HyperNetwork(nn.Module):
         while saved > self.n_tasks:
             self.add_task()
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def _counts_tasks(named: tuple[str, Any]) -> bool:
+    return named[0] == "embeddings"
 
 
 def _numbers(tasks: int | Sequence[int] | Tensor, n_tasks: int) -> list[int]:

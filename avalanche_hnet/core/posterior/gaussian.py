@@ -16,6 +16,7 @@ from avalanche_hnet.core.common.arguments import (
     positive,
 )
 from avalanche_hnet.core.common.checksums import check_checksums, with_checksums
+from avalanche_hnet.core.common.exchange import exchange
 from avalanche_hnet.core.common.likelihoods import (
     Likelihood,
     likelihood_from_state,
@@ -115,9 +116,9 @@ class GaussianPosterior:
                 :meth:`load_state_dict`, if a parameter with known elements is missing or not at
                 the posterior's mean.
         """
-        before, self._tensors = self._tensors, _aligned(self, parameters)
-        self._just_loaded = False
-        return before is not self._tensors
+        before, aligned = self._tensors, _aligned(self, parameters)
+        exchange(self, _tensors=aligned, _just_loaded=False)
+        return before is not aligned
 
     def forget(self) -> None:
         """Return to the prior: nothing is known any more."""
@@ -205,8 +206,8 @@ class GaussianPosterior:
         for name in precision.keys() & active.keys() & fisher.keys():
             of_data = fisher[name].to(precision[name]) * n_samples
             precision[name] += torch.where(active[name], of_data, 0)
-        self._tensors = GaussianTensors(prior_mean, mean, precision, known)
-        self._just_loaded = False
+        tensors = GaussianTensors(prior_mean, mean, precision, known)
+        exchange(self, _tensors=tensors, _just_loaded=False)
 
     def sample(self, generator: torch.Generator | None = None) -> dict[str, Tensor]:
         """One draw φ ~ N(φ*, Λ⁻¹), by parameter name; what is not known comes from the prior.
@@ -253,9 +254,8 @@ class GaussianPosterior:
         check_checksums(state)
         fields = [state[field] for field in GaussianTensors._fields]
         names = state["mean"].keys()
-        tensors = ({n: of[n].detach().clone() for n in names} for of in fields)
-        self._tensors, self.likelihood = GaussianTensors(*tensors), likelihood
-        self._just_loaded = True
+        tensors = GaussianTensors(*({n: of[n].detach().clone() for n in names} for of in fields))
+        exchange(self, _tensors=tensors, likelihood=likelihood, _just_loaded=True)
 
 
 def entries_of(posterior: GaussianPosterior) -> dict[str, Any]:

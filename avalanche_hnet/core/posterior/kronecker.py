@@ -17,6 +17,7 @@ from avalanche_hnet.core.common.arguments import (
     one_of,
 )
 from avalanche_hnet.core.common.checksums import CHECKSUMS, check_checksums, with_checksums
+from avalanche_hnet.core.common.exchange import exchange
 from avalanche_hnet.core.common.likelihoods import Likelihood, likelihood_state
 from avalanche_hnet.core.common.quadratic import Quadratic
 from avalanche_hnet.core.fisher.kronecker import kronecker_factors
@@ -292,7 +293,7 @@ class KroneckerPosterior:
         elements.load_state_dict(entries)
         layers = layers_from_state(state["layers"], elements.mean, self.max_rank)
         check_checksums(state)
-        self._parts, self.likelihood = _Parts(elements, layers), elements.likelihood
+        exchange(self, _parts=_Parts(elements, layers), likelihood=elements.likelihood)
 
 
 class _Parts(NamedTuple):

@@ -106,6 +106,8 @@ class Regularizer(ABC):
     mask_heads: bool = False
     needs_fisher: bool = False
     is_log_prior: bool = False
+    _optional_entries: tuple[str, ...] = ()
+    """Of a state, which has them only sometimes."""
 
     def __init__(self, beta: float) -> None:
         not_negative(beta=beta)
@@ -179,7 +181,8 @@ class Regularizer(ABC):
             ValueError: naming the entry, if ``state`` was made by another kind of regulariser,
                 contradicts itself or was damaged. Nothing is changed then.
         """
-        check_keys("state", state, self.state_dict())
+        optional = self._optional_entries
+        check_keys("state", state, [*self.state_dict(), *optional], optional)
         if not isinstance(state["kind"], str) or state["kind"] != type(self).__name__:
             raise ValueError(
                 f"state was made by {state['kind']}, but this is {type(self).__name__}"

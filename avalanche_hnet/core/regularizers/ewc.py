@@ -186,7 +186,7 @@ class EWC(Regularizer):
             self.posterior.update(parameters, fisher, source.n_samples, everything, self.gamma)
         else:
             earlier = EarlierExperience.of(fisher, source.n_samples, parameters, self._max_rank)
-            self._experiences.append(earlier)
+            self._experiences = [*self._experiences, earlier]
 
     def state_dict(self) -> dict[str, Any]:
         """The posterior, or all penalties."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -9,14 +10,15 @@ import torch
 from torch import Tensor
 
 from avalanche_hnet.core.common.arguments import one_of
-from avalanche_hnet.core.common.evaluation import evaluating
+from avalanche_hnet.core.common.checksums import with_checksums
 from avalanche_hnet.core.hypernetworks.network import HyperNetwork
 from avalanche_hnet.core.hypernetworks.output_layer import Factors
-from avalanche_hnet.core.regularizers.base import Experience, Penalty
+from avalanche_hnet.core.regularizers.base import Experience, FisherSource, Penalty
 from avalanche_hnet.core.regularizers.deviation import Deviation
 from avalanche_hnet.core.regularizers.lookahead import Lookahead
 from avalanche_hnet.core.regularizers.output import OutputRegularizer, moved_by
 from avalanche_hnet.core.regularizers.output_change import OF_OUTPUT_LAYER, OutputChange
+from avalanche_hnet.core.regularizers.targets import Targets as ExperienceTargets
 
 Targets = Literal["recomputed", "stored"]
 
@@ -40,6 +42,8 @@ class FixedTarget(OutputRegularizer):
         TypeError, ValueError: if an argument is out of its range or contradicts another.
     """
 
+    _optional_entries = ("targets",)
+
     def __init__(
         self,
         beta: float = 0.01,
@@ -58,21 +62,56 @@ class FixedTarget(OutputRegularizer):
             )
         self.train_previous_embeddings = train_previous_embeddings
         self.targets: Targets = targets
-        # The targets (T, W), or the factors that they are recomputed from.
-        self._before: Tensor | Factors | None = None
+        self._targets: ExperienceTargets | None = None  # of an experience, until it is over
+
+    @property
+    def _before(self) -> Tensor | Factors | None:
+        return None if self._targets is None else self._targets.values
 
     def before_experience(self, hypernetwork: HyperNetwork, experience: Experience) -> None:
-        """Remember θ*, or the targets themselves."""
+        """Remember θ*, or the targets themselves.
+
+        Those of an experience that was broken off, here or before the state was saved, stay.
+        """
         super().before_experience(hypernetwork, experience)
-        self._before = None
         if not self.is_active:
+            self._targets = None
             return
-        with evaluating(hypernetwork.modules()), torch.no_grad():
-            if self.targets == "stored":
-                self._before = torch.cat([hypernetwork(task) for task in experience.protected])
-            else:  # of the trunk at θ* it is enough to know its outputs
-                hidden, weight, bias = hypernetwork.factors(experience.protected)
-                self._before = Factors(hidden, weight.clone(), bias.clone())
+        stored = self.targets == "stored"
+        targets = ExperienceTargets.of(hypernetwork, experience.protected, stored=stored)
+        if (unfinished := self._targets) is not None:
+            if unfinished.tasks == targets.tasks:
+                targets = unfinished.like(targets)
+            else:
+                warnings.warn(
+                    "the latest experience was broken off and is not trained on, so the tasks "
+                    f"{[*targets.tasks]} (by number) are protected as they are now, not as they "
+                    "were before it",
+                    stacklevel=2,
+                )
+        self._targets = targets
+
+    def after_experience(self, source: FisherSource, tasks: tuple[int, ...]) -> None:
+        """Forget the targets, and compute Fisher values if they are wanted."""
+        super().after_experience(source, tasks)
+        self._targets = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """See :class:`OutputRegularizer`; in the middle of an experience, its targets, too."""
+        state = super().state_dict()
+        if self._targets is not None:
+            state = with_checksums(state | {"targets": self._targets.state_dict()})
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Become the regulariser of :meth:`state_dict`."""
+        targets = None
+        if isinstance(state, Mapping) and "targets" in state:
+            targets = ExperienceTargets.from_state(
+                state["targets"], stored=self.targets == "stored"
+            )
+        super().load_state_dict(state)
+        self._targets = targets
 
     def penalty(
         self,

@@ -191,8 +191,8 @@ class OutputRegularizer(Regularizer):
     def after_experience(self, source: FisherSource, tasks: tuple[int, ...]) -> None:
         """Compute the Fisher values of the tasks that were learned, if they are wanted."""
         if self.needs_fisher:
-            for task in tasks:
-                self._fisher[task] = source.of_weights(task, self.n_fisher)
+            of_tasks = {task: source.of_weights(task, self.n_fisher) for task in tasks}
+            self._fisher = self._fisher | of_tasks
 
     def state_dict(self) -> dict[str, Any]:
         """Fisher values by task, and the state of the generator."""

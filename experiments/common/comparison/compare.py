@@ -15,7 +15,8 @@ from experiments.common.comparison.options import Options, OptionsT, with_streng
 from experiments.common.comparison.results import Result, by_scenario, write_results
 from experiments.common.comparison.tables import inference_table, scenarios_table, summary_table
 from experiments.common.in_memory import in_memory
-from experiments.common.run_folder import make_run_folder, print_report, say_finished
+from experiments.common.parts import Run
+from experiments.common.run_folder import print_report, say_finished
 
 
 def compare(
@@ -36,7 +37,8 @@ def compare(
         The run's folder: TensorBoard events, ``results.csv`` and ``summary.json`` of what has been
         learned so far, and in the end a picture ``matrices-SCENARIO.png`` of each scenario.
     """
-    folder = make_run_folder(options.output, f"{options.experiment}-{options.scenario}")
+    kept = Run.begin(options, f"{options.experiment}-{options.scenario}")
+    folder = kept.folder
     runs = [with_strengths(of_scenario) for of_scenario in options.by_scenario()]
     settings = {str(run.scenario): asdict(run) for run in runs}
     n_parts = sum(run.seeds * len(run.methods) for run in runs)
@@ -45,20 +47,28 @@ def compare(
         for run in runs:
             logs = folder / "tensorboard" / (run.scenario if len(runs) > 1 else "")
             for seed in range(run.seeds):
-                benchmark = in_memory(
-                    make_benchmark(run, seed),
-                    validate=run.validate,
-                    new_classes=new_classes if run.scenario == "class" else 0,
-                )
+                benchmark = None
                 for method in run.methods:
                     part = f"{run.scenario}, {method}, seed {seed}"
                     progress.set_description(part)
-                    log_folder = logs / method / f"seed{seed}"
-                    results.append(learn(method, benchmark, run, seed, log_folder))
+                    name, log_folder = f"{method}/seed{seed}", logs / method / f"seed{seed}"
+                    entries = kept.find(f"{run.scenario}/{name}", log_folder)
+                    if entries is None:
+                        benchmark = benchmark or in_memory(
+                            make_benchmark(run, seed),
+                            validate=run.validate,
+                            new_classes=new_classes if run.scenario == "class" else 0,
+                        )
+                        result = learn(method, benchmark, run, seed, log_folder)
+                        kept.keep(f"{run.scenario}/{name}", result)
+                    else:
+                        result = Result(**entries)
+                    results.append(result)
                     write_results(results, settings, folder)
                     progress.update()
                     done = f"{len(results)} of {n_parts}"
-                    say_finished(f"{part}: {results[-1].average:.2f} % on average ({done})")
+                    before = "" if entries is None else ", finished before"
+                    say_finished(f"{part}: {result.average:.2f} % on average ({done}{before})")
     _report(results, options, folder)
     return folder
 

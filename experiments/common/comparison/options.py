@@ -23,6 +23,7 @@ from experiments.common.settings import (
     OptionalNotNegative,
     Output,
     Positive,
+    RunFolder,
     Scenario,
     Settings,
     Widths,
@@ -91,6 +92,7 @@ class Options(Settings):
     """Where to train."""
     in_memory: InMemory = True
     output: Output = Path("runs")
+    run_folder: RunFolder = None
 
     def __post_init__(self) -> None:
         """Refuse what no run could use."""

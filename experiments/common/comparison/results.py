@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from experiments.common.run_folder import versions, write_json
+from experiments.common.run_folder import versions, write_json, write_text
 
 
 @dataclass(frozen=True)
@@ -66,18 +67,17 @@ def write_results(results: Sequence[Result], settings: Mapping[str, Any], folder
 
 def write_csv(results: Sequence[Result], path: Path) -> None:
     """One line per accuracy."""
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(
-            ["scenario", "method", "seed", "trained_experiences", "experience", "accuracy"]
-        )
-        for result in results:
-            n_experiences = len(result.matrix[-1])
-            for k, row in enumerate(result.matrix):
-                trained = n_experiences if len(result.matrix) == 1 else k + 1
-                for j, accuracy in enumerate(row):
-                    names = [result.scenario, result.method, result.seed]
-                    writer.writerow([*names, trained, j, f"{accuracy:.4f}"])
+    file = io.StringIO(newline="")
+    writer = csv.writer(file)
+    writer.writerow(["scenario", "method", "seed", "trained_experiences", "experience", "accuracy"])
+    for result in results:
+        n_experiences = len(result.matrix[-1])
+        for k, row in enumerate(result.matrix):
+            trained = n_experiences if len(result.matrix) == 1 else k + 1
+            for j, accuracy in enumerate(row):
+                names = [result.scenario, result.method, result.seed]
+                writer.writerow([*names, trained, j, f"{accuracy:.4f}"])
+    write_text(file.getvalue(), path)
 
 
 def summarized(results: Sequence[Result], settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from experiments.common.settings import (
     NotNegative,
     Output,
     Positive,
+    RunFolder,
     Scenario,
     Seed,
     Settings,
@@ -107,6 +108,7 @@ class GaussianMixtureOptions(Settings):
     """Settings of the hypernetwork. In the class scenario it always is multi-head."""
     in_memory: InMemory = True
     output: Output = Path("runs")
+    run_folder: RunFolder = None
 
     def __post_init__(self) -> None:
         """Refuse what no run could use, and options that would not be used."""

@@ -15,6 +15,7 @@ from experiments.common.settings import (
     NotNegative,
     Output,
     Positive,
+    RunFolder,
     Settings,
 )
 
@@ -74,6 +75,7 @@ class UncertaintyOptions(Settings):
     """Mean of the prior. Around zero, units without data lose their place and their variance."""
     in_memory: InMemory = True
     output: Output = Path("runs")
+    run_folder: RunFolder = None
 
     def make_benchmark(self) -> Regression1D:
         """The task set."""

@@ -85,6 +85,14 @@ def _check_classes(
     likelihood: Categorical, outputs: Tensor, targets: Tensor, classes: Iterable[int] | None
 ) -> None:
     """Refuse classes of the experience that the model has no output for."""
+    only = [*(classes or ())]
+    if outputs.dim() == 2 and outputs.shape[1] == 1 and len(only) == 1:
+        raise ValueError(
+            "criterion CrossEntropyLoss (Avalanche's default) over a single output is always zero, "
+            f"and the experience has the single class {only[0]}; put at least two classes into "
+            "each experience, or give the model outputs for other classes, too (if the targets are "
+            "no classes but numbers, use criterion=torch.nn.MSELoss())"
+        )
     if outputs.dim() < 2 or outputs.shape[1] == 1:
         return  # no logits of classes at all, as the likelihood will say
     if targets.shape != outputs.shape[:1] + outputs.shape[2:]:
