@@ -29,7 +29,9 @@ MODELS = {
 
 def described(model):
     """Whatever a model shows of itself."""
-    state = {n: (id(t), getattr(t, "shape", t)) for n, t in model.state_dict(keep_vars=True).items()}
+    state = {
+        n: (id(t), getattr(t, "shape", t)) for n, t in model.state_dict(keep_vars=True).items()
+    }
     plain = {
         name: {k: repr(v) for k, v in vars(m).items() if not isinstance(v, nn.Module)}
         for name, m in model.named_modules()
@@ -95,3 +97,18 @@ def test_lazy_layers_keep_the_shape_that_they_have_taken():
     parts.restore()  # hooks are no parts
     assert len(model.features[0]._forward_hooks) == 1
     hook.remove()
+
+
+def test_buffers_that_change_in_place_get_their_values_back():
+    model = nn.Sequential(nn.BatchNorm1d(8), IncrementalClassifier(8))
+    model[1].norm = nn.BatchNorm1d(8)
+    parts, mask = Parts(model), model[1].active_units
+    mask.fill_(1)
+    model[1].active_units = torch.ones(5)
+    model[1].norm(torch.randn(4, 8))
+    model[0](torch.randn(4, 8))
+    parts.restore()
+    assert model[1].active_units is mask
+    assert not mask.any()
+    assert not model[1].norm.running_mean.any()
+    assert model[0].running_mean.any()  # of no dynamic module

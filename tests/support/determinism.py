@@ -108,12 +108,13 @@ def run(method, setting):
     with tempfile.TemporaryDirectory() as folder:
         plugins = [IsolatedEvaluationPlugin()] if setting.isolated else []
         plugins += [InMemoryPlugin()] if setting.in_memory else []
+        loggers = [TextLogger(io.StringIO()), TensorboardLogger(folder)] if setting.logging else []
         options = {"eval_every": 1 if setting.evaluation else -1}
         if setting.logging:
             options["evaluator"] = EvaluationPlugin(
                 accuracy_metrics(minibatch=True, epoch=True, experience=True, stream=True),
                 loss_metrics(minibatch=True, epoch=True, experience=True, stream=True),
-                loggers=[TextLogger(io.StringIO()), TensorboardLogger(folder)],
+                loggers=loggers,
             )
         strategy = METHODS[method](plugins, **options)
         stream = task_stream(3, offset=True)
@@ -122,6 +123,8 @@ def run(method, setting):
             strategy.train(experience, [stream.test_stream], **workers)
             if setting.evaluation:
                 strategy.eval(stream.test_stream, **workers)
+        for logger in loggers[1:]:
+            logger.writer.close()
     learned = [p.posterior.state_dict() for p in strategy.plugins if isinstance(p, PriorEWCPlugin)]
     if regularizer := getattr(strategy, "regularizer", None):
         learned.append(regularizer.state_dict())
