@@ -4,6 +4,9 @@
 What follows ``--`` is handed on: ``nox -s tests -- tests/core -x``.
 """
 
+import shutil
+from pathlib import Path
+
 import nox
 
 nox.options.default_venv_backend = "none"
@@ -41,3 +44,22 @@ def docs(session: nox.Session) -> None:
 def benchmarks(session: nox.Session) -> None:
     """Timings."""
     session.run("python", "-m", "benchmarks", *session.posargs)
+
+
+@nox.session(venv_backend="venv")
+def wheel(session: nox.Session) -> None:
+    """The built package in an environment of its own: quick tests, and the types a user sees."""
+    dist, beside = (Path(session.create_tmp()) / name for name in ("dist", "beside"))
+    for folder in (dist, beside):
+        shutil.rmtree(folder, ignore_errors=True)
+    session.install("build", "twine")
+    session.run("python", "-m", "build", "--outdir", str(dist))
+    session.run("twine", "check", "--strict", *map(str, dist.iterdir()))
+    (built,) = dist.glob("*.whl")
+    session.install(f"{built}[test]")
+    for folder in ("tests", "docs"):  # some tests compare a page with what they find
+        shutil.copytree(folder, beside / folder)
+    shutil.copy("pyproject.toml", beside)
+    session.chdir(beside)  # where no source of the package is
+    session.run("mypy", "--config-file=", "--strict", "tests/support/typed_user.py")
+    session.run("python", "-m", "pytest", *session.posargs)

@@ -35,6 +35,7 @@ from avalanche_hnet.models.hyper_model import HyperModel
 from avalanche_hnet.models.task_inference import TaskInference
 from avalanche_hnet.plugins.clip_gradient import ClipGradientPlugin
 from avalanche_hnet.plugins.in_memory import InMemoryPlugin
+from avalanche_hnet.plugins.isolated_evaluation import IsolatedEvaluationPlugin
 from avalanche_hnet.plugins.prior_ewc import PriorEWCPlugin
 from avalanche_hnet.plugins.task_inference import TaskInferencePlugin
 from avalanche_hnet.plugins.task_statistics import TaskStatisticsPlugin
@@ -57,6 +58,7 @@ __all__ = [
     "Hypernet",
     "HypernetTemplate",
     "InMemoryPlugin",
+    "IsolatedEvaluationPlugin",
     "Jacobian",
     "KroneckerFactor",
     "KroneckerFisher",

@@ -27,6 +27,7 @@ NAMES = {
         "Hypernet",
         "HypernetTemplate",
         "InMemoryPlugin",
+        "IsolatedEvaluationPlugin",
         "Jacobian",
         "KroneckerFactor",
         "KroneckerFisher",

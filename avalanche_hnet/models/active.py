@@ -45,23 +45,26 @@ def active_elements(model: nn.Module, experience: CLExperience) -> dict[str, Ten
     Raises:
         ValueError: if a module's masks do not fit its parameters.
     """
-    active = {
-        name: torch.ones_like(parameter, dtype=torch.bool)
+    active: dict[str, Tensor] = {}
+    for prefix, module in model.named_modules():
+        # As isinstance(module, HasActiveElements), which takes long where there are many heads.
+        own = getattr(module, "active_elements", None)
+        masks = masks_of(module, experience) if own is None else own(experience)
+        if not masks:
+            continue
+        parameters = dict(module.named_parameters())
+        for name, mask in masks.items():
+            full_name = f"{prefix}.{name}" if prefix else name
+            parameter = parameters.get(name)
+            _check_mask(full_name, mask, parameter)
+            assert parameter is not None  # or the check would have failed
+            whole = mask.to(parameter.device).expand(parameter.shape)
+            active[full_name] = active[full_name] & whole if full_name in active else whole.clone()
+    return {
+        name: active[name] if name in active else torch.ones_like(parameter, dtype=torch.bool)
         for name, parameter in model.named_parameters()
         if parameter.requires_grad
     }
-    for prefix, module in model.named_modules():
-        parameters = dict(module.named_parameters())
-        says_it_itself = isinstance(module, HasActiveElements)
-        masks = (
-            module.active_elements(experience) if says_it_itself else masks_of(module, experience)
-        )
-        for name, mask in masks.items():
-            full_name = f"{prefix}.{name}" if prefix else name
-            _check_mask(full_name, mask, parameters.get(name))
-            if full_name in active:
-                active[full_name] &= mask.to(active[full_name].device)
-    return active
 
 
 def _check_mask(name: str, mask: Tensor, parameter: Tensor | None) -> None:
@@ -69,12 +72,14 @@ def _check_mask(name: str, mask: Tensor, parameter: Tensor | None) -> None:
         raise ValueError(f"active_elements names {name!r}, which is no parameter of its module")
     if mask.dtype != torch.bool:
         raise ValueError(f"active_elements must give boolean masks, got {mask.dtype} for {name!r}")
-    try:
-        fits = torch.broadcast_shapes(mask.shape, parameter.shape) == parameter.shape
-    except RuntimeError:
-        fits = False
-    if not fits:
+    if not _broadcasts(mask.shape, parameter.shape):
         raise ValueError(
             f"active_elements gives {name!r} a mask of shape {tuple(mask.shape)}, which does not "
             f"broadcast to the parameter's {tuple(parameter.shape)}"
         )
+
+
+def _broadcasts(shape: torch.Size, to: torch.Size) -> bool:
+    return len(shape) <= len(to) and all(
+        size in (1, wanted) for size, wanted in zip(shape[::-1], to[::-1], strict=False)
+    )

@@ -35,15 +35,15 @@ def _(module: IncrementalClassifier, experience: CLExperience) -> Mapping[str, T
 def _(module: MultiHeadClassifier, experience: CLExperience) -> Mapping[str, Tensor]:
     masks: dict[str, Tensor] = {}
     tasks = set(labels_of(experience))
+    nothing = torch.zeros(1, dtype=torch.bool)
     for label, head in module.classifiers.items():
-        units = torch.zeros(len(head.classifier.bias), dtype=torch.bool)
-        units = units.to(head.classifier.bias.device)
+        units = nothing
         if int(label) in tasks:
+            bias = head.classifier.bias
+            units = torch.full_like(bias, not module.masking, dtype=torch.bool)
             if module.masking:
                 seen = module.get_buffer(f"active_units_T{label}")
                 units[: len(seen)] = seen.bool()
-            else:
-                units[:] = True
         masks |= _rows(units, f"classifiers.{label}.classifier")
     return masks
 

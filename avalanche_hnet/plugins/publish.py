@@ -7,7 +7,7 @@ from avalanche.evaluation.metric_results import AlternativeValues, MetricValue
 from avalanche.training.templates import SupervisedTemplate
 from torch import Tensor
 
-# A histogram needs no more values than this, and the evaluator keeps all that it is given.
+# A histogram needs no more values than this.
 _MAX_VALUES = 2**16
 
 
@@ -31,7 +31,11 @@ def publish(
 ) -> None:
     """Give ``value`` to the strategy's evaluator, at the current training iteration.
 
-    The evaluator passes it on to its loggers at the end of the current callback.
+    The evaluator passes it on to its loggers at the end of the current callback. It keeps a history
+    of each name for good; of histograms, the latest one alone.
     """
     step = strategy.clock.train_iterations
     strategy.evaluator.publish_metric_value(MetricValue(origin, name, value, step))
+    if isinstance(value, Histogram):
+        for history in strategy.evaluator.all_metric_results.get(name, ()):
+            del history[:-1]

@@ -75,7 +75,8 @@ class HypernetTemplate(AnyBatches, SharedSamples, GoesOn, SupervisedTemplate):
     ``RegularizerGradientNorm``, and ``RegularizerStepCosine`` between the regulariser's gradient
     and Δθ (where there is one). After each experience, for each task learned before or in it,
     ``WeightsMoved/Task000``: the distance of its generated weights from what they were when it was
-    learned, relative to their norm (of large networks, estimated from 16,384 weights). Avalanche's
+    learned, relative to their norm (of large networks, estimated from 16,384 weights; of the first
+    32 tasks). Avalanche's
     own loss metrics show the task's loss.
 
     Args:

@@ -12,21 +12,28 @@ from avalanche_hnet.core.hypernetworks.network import HyperNetwork
 
 # Of larger networks so many weights, drawn at random, stand for all: memory stays small.
 _MAX_WEIGHTS = 2**14
+# Of longer streams the first so many tasks are followed: neither time nor memory grow any more.
+_MAX_TASKS = 32
 
 
 class WeightMovement:
-    """Relative distances ‖h(e_j, θ) − h_j‖ / ‖h_j‖, h_j the weights when task j was learned."""
+    """Relative distances ‖h(e_j, θ) − h_j‖ / ‖h_j‖, h_j the weights when task j was learned.
+
+    Of the first 32 tasks.
+    """
 
     def __init__(self) -> None:
         self._learned: dict[int, Tensor] = {}
 
     def remember(self, hypernetwork: HyperNetwork, tasks: tuple[int, ...]) -> None:
         """These tasks have been learned just now."""
-        of_tasks = {task: self._weights(hypernetwork, task) for task in tasks}
+        followed = [t for t in tasks if t in self._learned]
+        followed += [t for t in tasks if t not in self._learned][: _MAX_TASKS - len(self._learned)]
+        of_tasks = {task: self._weights(hypernetwork, task) for task in followed}
         self._learned = self._learned | of_tasks
 
     def distances(self, hypernetwork: HyperNetwork) -> dict[int, float]:
-        """The distance of each task that was learned."""
+        """The distance of each task that is followed."""
         return {
             task: float((now - learned.to(now)).norm() / learned.norm())
             for task, learned in self._learned.items()

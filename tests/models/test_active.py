@@ -121,3 +121,24 @@ def test_masks_that_do_not_fit_are_refused(masks, message):
     model[1].active_elements = lambda experience: masks
     with pytest.raises(ValueError, match=message):
         active_elements(model, task_stream(1).train_stream[0])
+
+
+class OwnMask(nn.Module):
+    """Its mask is a buffer of its own, which it goes on changing."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(2, 3))
+        self.register_buffer("mask", torch.tensor([True, False, True]))
+
+    def active_elements(self, experience):
+        return {"weight": self.mask}
+
+
+def test_masks_are_the_callers_own():
+    model, experience = OwnMask(), task_stream(1).train_stream[0]
+    found = active_elements(model, experience)["weight"]
+    model.mask.fill_(False)
+    assert found.tolist() == [[True, False, True]] * 2
+    found[0, 0] = False
+    assert found[1, 0]

@@ -66,3 +66,15 @@ def test_nothing_is_left_behind():
     assert [module.training for module in ours.modules()] == modes
     assert not any(weights.requires_grad for weights in moved._learned.values())
     assert all(len(weights) == W for weights in moved._learned.values())
+
+
+def test_so_many_tasks_are_followed_and_no_more(monkeypatch):
+    monkeypatch.setattr(weight_movement, "_MAX_TASKS", 2)
+    ours, moved = make(), WeightMovement()
+    for task in (2, 0, 1):
+        moved.remember(ours, (task,))
+    assert moved.distances(ours) == {2: 0, 0: 0}
+    move(ours, 2)
+    assert moved.distances(ours)[2] > 0
+    moved.remember(ours, (2,))  # it has come back
+    assert moved.distances(ours) == {2: 0, 0: 0}

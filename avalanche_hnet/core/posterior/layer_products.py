@@ -132,6 +132,8 @@ def accumulated(
     max_rank: MaxRank = None,
 ) -> LayerProducts:
     """γ times the sum before and a new one, of the same layer, as at most ``rank`` products."""
+    if before is not None and gamma == 1 and (new is None or _adds_nothing(new, before)):
+        return before  # the head of another task, with all that is known of its products
     parts = [part for part in (before, new) if part is not None]
     terms = [] if new is None else [*new.products]
     if before is not None:
@@ -142,6 +144,10 @@ def accumulated(
     terms = [Product(_resized(inputs, n_inputs), outputs) for inputs, outputs in terms]
     # Terms that are all zero make up no product, but a layer has one.
     return LayerProducts(layout, nearest_products(terms, rank) or (terms[-1],), max_rank)
+
+
+def _adds_nothing(new: LayerProducts, before: LayerProducts) -> bool:
+    return new.layout == before.layout and not any(outputs.any() for _, outputs in new.products)
 
 
 def products_of(

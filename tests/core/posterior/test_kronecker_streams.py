@@ -7,6 +7,7 @@ from torch.optim import SGD
 
 from avalanche_hnet import (
     BlockMultiHeadClassifier,
+    Categorical,
     KroneckerPosterior,
     active_elements,
     predict,
@@ -72,3 +73,28 @@ def test_learns_each_experience_and_keeps_what_is_not_its_own(kind):
         found = predict(model, posterior, x, **options)
         torch.testing.assert_close(found.sum(1), torch.ones(len(x)))
         predict(model, posterior, x, "sample", n_samples=2, **options)
+
+
+@pytest.mark.parametrize("gamma", [1.0, 0.5])
+def test_a_head_that_is_not_trained_keeps_its_products(gamma):
+    """With all that is known of them, unless something of them is forgotten."""
+    model, stream = MultiHead().double(), task_stream(2).train_stream
+    posterior = KroneckerPosterior(0.5)
+    for number, experience in enumerate(stream):
+        adapt(model, experience)
+        x, y, labels = tensors(experience)
+        parameters = dict(model.named_parameters())
+        posterior.align(parameters)
+        fisher = posterior.fisher(model, [(x.double(), y, labels)], likelihood=Categorical())
+        before = dict(posterior._parts.layers)
+        active = active_elements(model, experience)
+        posterior.update(parameters, fisher, len(x), active, gamma if number else 1.0)
+    after, name = posterior._parts.layers, "output.head.classifiers.0.classifier"
+    assert (after[name] is before[name]) == (gamma == 1)
+    for old, new in zip(before[name].products, after[name].products, strict=True):
+        expected = gamma * torch.einsum("kab,kcd->kacbd", old.inputs, old.outputs)
+        found = torch.einsum("kab,kcd->kacbd", new.inputs, new.outputs)
+        torch.testing.assert_close(found, expected)
+    other = "output.head.classifiers.1.classifier"
+    assert after[other].products[0].outputs.any()
+    assert after["features.1"] is not before["features.1"]
