@@ -38,6 +38,7 @@ from avalanche_hnet.core.posterior.structure import Structure, make_posterior
 from avalanche_hnet.data.experiences import stated_classes
 from avalanche_hnet.data.in_order import batches_in_order
 from avalanche_hnet.models.active import active_elements
+from avalanche_hnet.plugins.checkpointing.kinds import register_checkpoint_state
 from avalanche_hnet.plugins.experience_penalty import ExperiencePenalty
 from avalanche_hnet.plugins.finite_loss import refuse_loss
 from avalanche_hnet.plugins.forward_checks import refuse_other_forward
@@ -61,6 +62,7 @@ from avalanche_hnet.plugins.prior_ewc_log import (
     publish_losses,
     publish_posterior,
 )
+from avalanche_hnet.plugins.prior_ewc_state import load_plugin_state, plugin_state
 from avalanche_hnet.plugins.strategy_batch import taken_apart
 
 
@@ -73,6 +75,8 @@ class _CurrentExperience:
     """None: to be made in the next iteration, since the model may have changed."""
     losses: Mapping[str, Tensor] = field(default_factory=dict)
     """To be published at the end of this iteration."""
+    dormant: frozenset[str] | None = None
+    """Heads that nothing had moved, if the experience goes on in the middle."""
 
 
 class PriorEWCPlugin(SupervisedPlugin):
@@ -216,7 +220,7 @@ class PriorEWCPlugin(SupervisedPlugin):
     def after_eval(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
         """An evaluation in the middle of an experience may have grown the model."""
         if self._experience is not None:
-            self._experience = replace(self._experience, penalty=None)
+            self._experience = replace(self._experience, penalty=None, dormant=None)
 
     def after_forward(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
         """Refuse a first batch that does not fit the likelihood."""
@@ -319,7 +323,12 @@ class PriorEWCPlugin(SupervisedPlugin):
         implicit = names_with_implicit_steps(self.penalty_step, strategy.optimizer, parameters)
         if self.penalty_step == "implicit" and not self._has_warned_of_steps:
             self._has_warned_of_steps = warn_of_others(strategy.optimizer, parameters, implicit)
-        return ExperiencePenalty.of(self.posterior, parameters, active, n_samples, implicit)
+        penalty = ExperiencePenalty.of(self.posterior, parameters, active, n_samples, implicit)
+        dormant = self._required_experience().dormant
+        return penalty if dormant is None else replace(penalty, dormant=dormant)
+
+
+register_checkpoint_state(PriorEWCPlugin, save=plugin_state, load=load_plugin_state)
 
 
 def _check_first_batch(strategy: SupervisedTemplate, likelihood: Likelihood) -> None:

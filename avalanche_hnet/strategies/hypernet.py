@@ -16,6 +16,7 @@ from avalanche_hnet.core.regularizers import Experience, Regularizer
 from avalanche_hnet.data.experiences import labels_of, whole
 from avalanche_hnet.data.loader import InMemoryLoader
 from avalanche_hnet.models.hyper_model import HyperModel
+from avalanche_hnet.plugins.checkpointing.kinds import register_checkpoint_state
 from avalanche_hnet.plugins.clip_gradient import ClipGradientPlugin, clippings_of
 from avalanche_hnet.plugins.in_memory import InMemoryPlugin
 from avalanche_hnet.strategies import requirements
@@ -27,6 +28,11 @@ from avalanche_hnet.strategies.hypernet_log import (
     publish_movement,
     publish_statistics,
     statistics,
+)
+from avalanche_hnet.strategies.hypernet_state import (
+    ATTRIBUTES,
+    load_strategy_state,
+    strategy_state,
 )
 from avalanche_hnet.strategies.hypernet_step import (
     add_gradients,
@@ -293,3 +299,8 @@ class HypernetTemplate(AnyBatches, SupervisedTemplate):
             self.movement.remember(self.model.hypernetwork, tasks)
             publish_movement(self, self.movement.distances(self.model.hypernetwork))
         super()._after_training_exp(**kwargs)
+
+
+register_checkpoint_state(
+    HypernetTemplate, save=strategy_state, load=load_strategy_state, skip=ATTRIBUTES
+)

@@ -1,0 +1,44 @@
+"""The states of all global random number generators."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+
+def random_state() -> dict[str, Any]:
+    """Of Python, NumPy and PyTorch, on the CPU and on GPUs in use, in plain values."""
+    kind, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
+    version, numbers, next_gauss = random.getstate()
+    return {
+        "python": [version, torch.tensor(numbers), next_gauss],
+        "numpy": [kind, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, gauss],
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
+    }
+
+
+def set_random_state(state: Mapping[str, Any]) -> None:
+    """Put them into the states of :func:`random_state`."""
+    version, numbers, next_gauss = state["python"]
+    random.setstate((version, tuple(numbers.tolist()), next_gauss))
+    kind, keys, position, has_gauss, gauss = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, gauss))
+    torch.set_rng_state(state["torch"])
+    if state["cuda"]:
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def is_same(first: Any, second: Any) -> bool:
+    """Whether two states of :func:`random_state`, or their parts, are equal."""
+    if isinstance(first, torch.Tensor):
+        return torch.equal(first, second)
+    if isinstance(first, dict):
+        return all(is_same(first[key], second[key]) for key in first)
+    if isinstance(first, list):
+        return len(first) == len(second) and all(map(is_same, first, second))
+    return bool(first == second)
