@@ -32,7 +32,8 @@ def plugin_state(plugin: PriorEWCPlugin) -> dict[str, Any]:
 
 def load_plugin_state(plugin: PriorEWCPlugin, state: Mapping[str, Any]) -> None:
     """Put :func:`plugin_state` into a plugin with the same options."""
-    plugin.posterior.load_state_dict(state["posterior"])
+    if plugin._experience is None:  # in the middle of an experience it is that of its start
+        plugin.posterior.load_state_dict(state["posterior"])
     if plugin.generator is not None:
         plugin.generator.set_state(state["generator"])
     if plugin._experience is not None:

@@ -9,6 +9,7 @@ from avalanche_hnet.plugins.checkpointing.optimizer_state import (
     load_optimizer_state,
     optimizer_state,
 )
+from avalanche_hnet.plugins.checkpointing.random_state import is_same
 
 if TYPE_CHECKING:
     from avalanche_hnet.strategies.hypernet import HypernetTemplate
@@ -46,8 +47,10 @@ def strategy_state(strategy: HypernetTemplate) -> dict[str, Any]:
 
 def load_strategy_state(strategy: HypernetTemplate, state: Mapping[str, Any]) -> None:
     """Put :func:`strategy_state` into a strategy whose model has its state already."""
-    if strategy.regularizer is not None:
-        strategy.regularizer.load_state_dict(state["regularizer"])
+    regularizer = strategy.regularizer
+    # In the middle of an experience most of it is that of its start, and the model has moved.
+    if regularizer is not None and not is_same(regularizer.state_dict(), state["regularizer"]):
+        regularizer.load_state_dict(state["regularizer"])
     strategy.movement.load_state_dict(state["movement"])
     strategy._initial = dict(state["initial"])
     # Between two experiences there is none that matters: each experience makes a new one.

@@ -69,16 +69,12 @@ class Journal:
         self.calls.append(call)
 
     def result_of(self, number: int) -> dict[str, Any]:
-        """All metrics after a call; asked for in the order of calls."""
+        """All metrics after a call; to be asked for each call in turn, before others are added."""
         changed = from_plain(self.calls[number].result)
         gone = changed.pop("<gone>", [])
         kept = {name: v for name, v in self._latest.items() if name not in gone}
         self._latest = {**kept, **changed}
         return dict(self._latest)
-
-    def go_on(self, latest: Mapping[str, Any]) -> None:
-        """New calls come after these metrics."""
-        self._latest = dict(latest)
 
     def to_state(self) -> list[dict[str, Any]]:
         """In plain values."""

@@ -193,7 +193,6 @@ class Run:
         assert self._resume is not None
         self.load(state)
         self.journal = self._resume.journal
-        self.journal.go_on(self.strategy.evaluator.last_metric_results)
         self._resume = None
 
     def _save(
