@@ -195,6 +195,7 @@ ARGUMENTS = {
     "backward transfer": {"experience": True, "stream": True},
     "forward transfer": {"experience": True, "stream": True},
     "AMCA": {},
+    "top k": {"top_k": 1, "epoch": True, "experience": True, "stream": True},
 }
 EVERYWHERE = {
     "minibatch": True,
@@ -216,7 +217,8 @@ def test_metrics_of_avalanche(tmp_path, name):
         optimizer = torch.optim.SGD(model.parameters(), 0.05)
         made = METRICS[name](**ARGUMENTS.get(name, EVERYWHERE))
         evaluator = EvaluationPlugin(made, loggers=[])
-        return Naive(model=model, optimizer=optimizer, **{**options(), "evaluator": evaluator})
+        others = {**options(), "evaluator": evaluator, "eval_every": 0}
+        return Naive(model=model, optimizer=optimizer, **others)
 
     def run(strategy, n):
         returned = []

@@ -78,7 +78,7 @@ def to_plain(value: Any, where: str = "", depth: int = 0) -> Any:
         if type(value) is not defaultdict and all(type(k) is str and k != _TAG for k in value):
             return {key: inner(entry, key) for key, entry in value.items()}
         pairs = [[inner(k, "key"), inner(entry, k)] for k, entry in value.items()]
-        return {_TAG: "dict", "items": pairs}
+        return {_TAG: "dict", "items": pairs, "default": type(value) is defaultdict}
     if isinstance(value, _FUNCTIONS):
         return {_TAG: "as it is"}
     kind = kind_of(value)
@@ -118,6 +118,8 @@ def from_plain(plain: Any, existing: Any = None) -> Any:
     kind = plain.get(_TAG)
     if kind is None or kind == "dict":
         items = plain.items() if kind is None else [(from_plain(k), v) for k, v in plain["items"]]
+        if kind == "dict" and plain["default"] and not isinstance(existing, defaultdict):
+            raise ValueError("the checkpoint has a defaultdict where this script has none")
         return _filled(dict(items), existing)
     if kind == "numbers":
         return from_plain(plain["values"].tolist(), existing)
@@ -175,13 +177,21 @@ def _object(plain: Mapping[str, Any], existing: Any) -> Any:
     known = class_named(plain["class"])
     if known is None:
         raise ValueError(f"the checkpoint has a {plain['class']}, which is not known here")
-    made = existing if type(existing) is known else object.__new__(known)
+    made = existing if type(existing) is known else _made(known)
     skip = (kind_of(made) or Kind()).skip
     for name in [n for n in vars(made) if n not in plain["attributes"] and n not in skip]:
         delattr(made, name)
     for name, entry in plain["attributes"].items():
         vars(made)[name] = from_plain(entry, vars(made).get(name))
     return made
+
+
+def _made(kind: type) -> Any:
+    """An object as its class makes it by default, or else without anything."""
+    try:
+        return kind()
+    except TypeError:
+        return object.__new__(kind)
 
 
 def _with_state(plain: Mapping[str, Any], existing: Any) -> Any:
