@@ -223,7 +223,7 @@ def test_metrics_of_avalanche(tmp_path, name):
     def run(strategy, n):
         returned = []
         for experience in stream.train_stream[:n]:
-            returned.append(strategy.train(experience))
+            returned.append(strategy.train(experience, eval_streams=[stream.test_stream[:3]]))
             returned.append(strategy.eval(stream.test_stream[:3]))
         return returned
 

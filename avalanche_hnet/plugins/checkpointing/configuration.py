@@ -17,6 +17,33 @@ from torch.optim import Optimizer
 
 from avalanche_hnet.plugins.checkpointing.kinds import full_name
 
+# What Avalanche's templates have; all else is a strategy's own.
+OF_TEMPLATES = {
+    "model",
+    "device",
+    "plugins",
+    "experience",
+    "is_training",
+    "current_eval_stream",
+    "_distributed_check",
+    "_eval_streams",
+    "optimizer",
+    "_criterion",
+    "train_epochs",
+    "train_mb_size",
+    "eval_mb_size",
+    "retain_graph",
+    "evaluator",
+    "eval_every",
+    "clock",
+    "adapted_dataset",
+    "dataloader",
+    "mbatch",
+    "mb_output",
+    "loss",
+    "_stop_training",
+    "optimized_param_id",
+}
 _PLAIN = (type(None), bool, int, float, str)
 _OPTIONS = ("train_mb_size", "train_epochs", "eval_mb_size", "eval_every", "device")
 # Attributes that are state, or where something is logged.
@@ -42,7 +69,7 @@ def configuration(strategy: SupervisedTemplate) -> dict[str, str]:
     found |= _optimizer("optimizer", strategy.optimizer)
     for name, value in vars(strategy).items():
         is_plugin = any(value is plugin for plugin in strategy.plugins)
-        if name not in _OPTIONS and not name.startswith("_") and not is_plugin:
+        if name not in OF_TEMPLATES and not name.startswith("_") and not is_plugin:
             found |= _flat(f"strategy.{name}", value)
     for number, plugin in enumerate(strategy.plugins):
         found |= _flat(f"plugins[{number}]", plugin)
@@ -106,7 +133,7 @@ def _described(name: str, value: Any, depth: int) -> Iterator[tuple[str, str]]:
         yield name, full_name(type(value))
         if depth < _DEPTH and _has_options(value):
             for key, entry in vars(value).items():
-                if key not in _NO_OPTIONS:
+                if key not in _NO_OPTIONS and not key.startswith("_"):
                     yield from _described(f"{name}.{key}", entry, depth + 1)
 
 

@@ -46,7 +46,7 @@ def optimizer_state(
     names = {id(p): name for name, p in model.named_parameters()}
     former = {id(p): name for name, p in (optimized or {}).items() if id(p) not in names}
 
-    def reference(parameter: nn.Parameter) -> _Reference:
+    def reference(parameter: torch.Tensor) -> _Reference:
         if id(parameter) in names:
             return names[id(parameter)]
         value = parameter.detach().clone()

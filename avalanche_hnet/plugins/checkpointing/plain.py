@@ -66,8 +66,8 @@ def to_plain(value: Any, where: str = "", depth: int = 0) -> Any:
         return {_TAG: "device", "name": str(value)}
     if isinstance(value, torch.dtype):
         return {_TAG: "dtype", "name": str(value).removeprefix("torch.")}
-    if type(value) is list and len(value) >= _LONG and (kind := _number_type(value)):
-        return {_TAG: "numbers", "values": torch.tensor(value, dtype=kind)}
+    if type(value) is list and len(value) >= _LONG and (number := _number_type(value)):
+        return {_TAG: "numbers", "values": torch.tensor(value, dtype=number)}
     if type(value) in (list, tuple):
         return type(value)(inner(entry, number) for number, entry in enumerate(value))
     if type(value) in (set, frozenset, deque):

@@ -12,7 +12,8 @@ import torch
 
 def random_state() -> dict[str, Any]:
     """Of Python, NumPy and PyTorch, on the CPU and on GPUs in use, in plain values."""
-    kind, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
+    of_numpy: Any = np.random.get_state(legacy=True)
+    kind, keys, position, has_gauss, gauss = of_numpy
     version, numbers, next_gauss = random.getstate()
     return {
         "python": [version, torch.tensor(numbers), next_gauss],

@@ -97,6 +97,24 @@ class Run:
         """Whether the strategy is in the middle of a call."""
         return self._call is not None
 
+    def warn_of_broken(self) -> None:
+        """Say once that nothing is written any more.
+
+        Raises:
+            ValueError: if the run has not even been restored.
+        """
+        if self.skips:
+            raise ValueError(
+                f"the run in {self._folder.path} could not go on; make a new strategy to try again"
+            )
+        if not self._has_warned:
+            warnings.warn(
+                "a call was broken off, so what follows is not written to "
+                f"{self._folder.path}: start the script again to go on from the last checkpoint",
+                stacklevel=2,
+            )
+        self._has_warned = True
+
     def begin(self, kind: str) -> None:
         """A call begins.
 
@@ -106,7 +124,7 @@ class Run:
         if self._call is not None:
             self.is_broken = True  # it never ended
         if self.is_broken:
-            self._warn_of_broken()
+            self.warn_of_broken()
             return
         self._call = Call(kind)
         if self._resume is None:
@@ -254,16 +272,3 @@ class Run:
             f"{self._n_skipped} of train and eval {difference}; make the calls in the same order, "
             "or use another folder"
         )
-
-    def _warn_of_broken(self) -> None:
-        if self.skips:
-            raise ValueError(
-                f"the run in {self._folder.path} could not go on; make a new strategy to try again"
-            )
-        if not self._has_warned:
-            warnings.warn(
-                "a call was broken off, so what follows is not written to "
-                f"{self._folder.path}: start the script again to go on from the last checkpoint",
-                stacklevel=2,
-            )
-        self._has_warned = True

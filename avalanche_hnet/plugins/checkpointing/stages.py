@@ -28,7 +28,7 @@ class Stages:
         self._run = run
         self._within = within
         self._n_nested = 0  # evaluations in the middle of a call
-        for name, stage in {
+        stages: dict[str, Stage] = {
             "_before_training": self._before_training,
             "_before_training_exp": self._before_training_exp,
             "_train_exp": self._skippable,
@@ -43,7 +43,8 @@ class Stages:
             "_after_eval": self._skippable,
             "_load_train_state": self._load_train_state,
             "model_adaptation": self._model_adaptation,
-        }.items():
+        }
+        for name, stage in stages.items():
             watch(strategy, name, stage)
         if within is not None:
             within.watch(strategy)
@@ -68,9 +69,9 @@ class Stages:
         self._end()
 
     def _save_train_state(self, original: Stage) -> Any:
-        if self._run.is_broken and not self._run.skips:
-            return original()
-        if self._run.has_begun:
+        if self._run.is_broken:
+            self._run.warn_of_broken()
+        elif self._run.has_begun:
             self._n_nested += 1
         else:
             self._run.begin("eval")

@@ -8,6 +8,7 @@ from typing import Any
 from avalanche.benchmarks import OnlineCLExperience
 from avalanche.training.templates import SupervisedTemplate
 
+from avalanche_hnet.plugins.checkpointing.configuration import OF_TEMPLATES
 from avalanche_hnet.plugins.checkpointing.kinds import (
     full_name,
     kind_among_bases,
@@ -26,34 +27,6 @@ from avalanche_hnet.plugins.checkpointing.plain import (
     to_plain,
 )
 from avalanche_hnet.plugins.checkpointing.random_state import random_state, set_random_state
-
-# What Avalanche's templates have; all else is a strategy's own.
-_OF_TEMPLATES = {
-    "model",
-    "device",
-    "plugins",
-    "experience",
-    "is_training",
-    "current_eval_stream",
-    "_distributed_check",
-    "_eval_streams",
-    "optimizer",
-    "_criterion",
-    "train_epochs",
-    "train_mb_size",
-    "eval_mb_size",
-    "retain_graph",
-    "evaluator",
-    "eval_every",
-    "clock",
-    "adapted_dataset",
-    "dataloader",
-    "mbatch",
-    "mb_output",
-    "loss",
-    "_stop_training",
-    "optimized_param_id",
-}
 
 
 def strategy_state(strategy: SupervisedTemplate) -> dict[str, Any]:
@@ -120,7 +93,7 @@ def _own_state(strategy: SupervisedTemplate) -> Any:
     if why := why_refused(strategy):
         raise UnsavableError(f"the strategy {type(strategy).__name__}, {why}")
     registered = kind_among_bases(type(strategy))
-    skip = _OF_TEMPLATES | (set() if registered is None else registered.skip)
+    skip = OF_TEMPLATES | (set() if registered is None else registered.skip)
     own = {
         name: value
         for name, value in vars(strategy).items()

@@ -1,0 +1,53 @@
+"""A process is killed at random moments, and the script started again."""
+
+import random
+from collections import Counter
+
+import pytest
+import torch
+
+from tests.support.checkpoint_runs import assert_same, make, result, script
+from tests.support.killed_script import PHASES, Script
+
+pytestmark = pytest.mark.filterwarnings("ignore:No loggers")
+
+
+def ends_alike(method, folder, moments):
+    """Kill it at these moments, and let it end; the phases that it was killed in."""
+    process, phases = Script(method, folder), Counter()
+    for phase, seconds in moments:
+        died_in = process.killed(phase, seconds)
+        if died_in is None:  # it came to its end: from the start again
+            break
+        phases[died_in] += 1
+    process.finish()
+    # The same plugins as there, and nothing else.
+    undisturbed = make(method)
+    expected = result(undisturbed, script(undisturbed, method))
+    actual = torch.load(process.out, weights_only=False)  # our own result, with its metrics
+    assert_same(expected, actual)
+    return phases
+
+
+@pytest.mark.timeout(300)
+def test_five_kills(tmp_path):
+    draw = random.Random(0)
+    moments = [(phase, draw.uniform(0, 0.02)) for phase in "TFEC"] + [("T", 0.03)]
+    phases = ends_alike("diagonal", tmp_path, moments)
+    assert sum(phases.values()) == 5
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("method", ["diagonal", "kronecker", "hypernet"])
+def test_ten_kills_of_each_method(tmp_path, method):
+    """Ten of each method, spread over the phases; five of a run, then a run from the start."""
+    possible = PHASES.replace("F", "" if method == "hypernet" else "F")
+    draw, phases, number = random.Random(1), Counter(), 0
+    while sum(phases.values()) < 10:
+        wanted = [min(possible, key=lambda p: phases[p]), *draw.choices(possible, k=4)]
+        moments = [(phase, draw.uniform(0, 0.03)) for phase in wanted]
+        phases += ends_alike(method, tmp_path / str(number), moments)
+        number += 1
+    print(method, dict(phases), number)
+    assert all(phases[phase] for phase in "TEC")
