@@ -4,14 +4,17 @@ It tells what it is doing by one letter in a file: T(raining), F(isher), E(valua
 C(heckpoint writing).
 """
 
+import json
 import os
+import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 PHASES = "TFEC"
-_START_SECONDS = 120
+_SECONDS = 120
 
 
 def main(method, folder, out, phase_file):
@@ -69,56 +72,88 @@ def main(method, folder, out, phase_file):
     checkpoint_runs.main(method, folder, out, 0)
 
 
+class Processes:
+    """Makes processes that run the script, by forking one that has imported everything."""
+
+    def __init__(self):
+        self._server = subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-m", "tests.support.killed_script"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+
+    def start(self, *arguments):
+        """The number of a new process."""
+        self._server.stdin.write(json.dumps([str(argument) for argument in arguments]) + "\n")
+        self._server.stdin.flush()
+        return int(self._server.stdout.readline())
+
+    def return_code(self):
+        """Of the last process, once it has ended."""
+        return int(self._server.stdout.readline())
+
+    def close(self):
+        self._server.stdin.close()
+        self._server.wait()
+
+
+def serve():
+    """Fork a process for each line with arguments; tell its number, and how it ended."""
+    from tests.support import checkpoint_runs
+
+    checkpoint_runs.torch.set_num_threads(1)
+    for line in sys.stdin:
+        pid = os.fork()
+        if pid == 0:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            main(*json.loads(line))
+            os._exit(0)
+        print(pid, flush=True)
+        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+
+
 class Script:
     """Starts the script, again and again.
 
     Args:
+        processes: that run it.
         method: of ``checkpoint_runs``.
         folder: for its checkpoints and results.
     """
 
-    def __init__(self, method, folder):
-        self.method = method
-        Path(folder).mkdir(exist_ok=True)
+    def __init__(self, processes, method, folder):
         self.out = Path(folder) / "result.pt"
-        self._folder = Path(folder) / "run"
+        self._processes = processes
         self._phase = Path(folder) / "phase"
-
-    def start(self):
-        """A process that has made its strategy."""
-        self._phase.write_text("-")
-        arguments = [self.method, self._folder, self.out, self._phase]
-        return subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-m", "tests.support.killed_script"]
-            + [str(argument) for argument in arguments],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
+        self._arguments = method, Path(folder) / "run", self.out, self._phase
+        Path(folder).mkdir(exist_ok=True)
 
     def killed(self, phase, seconds):
         """Kill a process so long after it was first seen in a phase; the phase it was killed in.
 
         None if it was faster.
         """
-        process = self.start()
-        deadline = time.monotonic() + _START_SECONDS
-        while self._phase.read_text() != phase and process.poll() is None:
-            assert time.monotonic() < deadline
+        self._phase.write_text("-")
+        pid = self._processes.start(*self._arguments)
+        until = time.monotonic() + _SECONDS
+        while self._phase.read_text() != phase and not self.out.exists():
+            assert time.monotonic() < until
             time.sleep(0.0003)
         time.sleep(seconds)
-        process.kill()
+        with suppress(ProcessLookupError):  # it has just come to its end
+            os.kill(pid, signal.SIGKILL)
         last = self._phase.read_text()
-        stderr = process.communicate()[1]
-        assert process.returncode in (0, -9), stderr.decode()
-        return last if process.returncode == -9 else None
+        code = self._processes.return_code()
+        assert code in (0, -signal.SIGKILL)
+        return last if code else None
 
     def finish(self):
         """Let it come to its end."""
-        process = self.start()
-        stderr = process.communicate()[1]
-        assert process.returncode == 0, stderr.decode()
+        self._processes.start(*self._arguments)
+        assert self._processes.return_code() == 0
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    serve()
