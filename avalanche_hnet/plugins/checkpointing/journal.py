@@ -58,6 +58,12 @@ class Journal:
     def __init__(self) -> None:
         self.calls: list[Call] = []
         self._latest: dict[str, Any] = {}
+        self._descriptions: dict[str, dict[str, Any]] = {}
+
+    def described(self, experience: CLExperience) -> dict[str, Any]:
+        """A description, one object for all calls with the experience: a file has it once."""
+        description = description_of(experience)
+        return self._descriptions.setdefault(str(description), description)
 
     def append(self, call: Call, result: Mapping[str, Any]) -> None:
         """A call has been finished with this result."""

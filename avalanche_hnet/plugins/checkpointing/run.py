@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from avalanche_hnet.plugins.checkpointing.configuration import (
 )
 from avalanche_hnet.plugins.checkpointing.files import CheckpointFile, CheckpointFolder
 from avalanche_hnet.plugins.checkpointing.growth import Growth
-from avalanche_hnet.plugins.checkpointing.journal import Call, Journal, description_of
+from avalanche_hnet.plugins.checkpointing.journal import Call, Journal
 from avalanche_hnet.plugins.checkpointing.optimizer_state import require_known_parameters
 from avalanche_hnet.plugins.checkpointing.strategy_state import (
     load_strategy_state,
@@ -150,7 +151,7 @@ class Run:
         assert call is not None
         refuse_online(experience)
         self.growth.remember(experience)
-        number, description = len(call.experiences), description_of(experience)
+        number, description = len(call.experiences), self.journal.described(experience)
         resume, middle = self._resume, None
         if resume is not None:
             expected = resume.expected(self._n_skipped)
@@ -220,7 +221,7 @@ class Run:
         base: CheckpointFile | None = None,
     ) -> CheckpointFile:
         state = {
-            "configuration": self._configuration,
+            "configuration": json.dumps(self._configuration),
             "initial weights": self._initial,
             "journal": self.journal.to_state(),
             "call": None if call is None else call.to_state(),
@@ -234,7 +235,7 @@ class Run:
         path = self._folder.path.resolve()
         began = _started.setdefault(path, self._initial)
         for file, state, base in self._folder.readable():
-            if differing := differences(state["configuration"], self._configuration):
+            if differing := differences(json.loads(state["configuration"]), self._configuration):
                 more = f" (and {len(differing) - 5} others)" if len(differing) > 5 else ""
                 raise ValueError(
                     f"the run in {path} is another one: {'; '.join(differing[:5])}{more}; go on "
