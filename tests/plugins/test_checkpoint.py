@@ -9,7 +9,8 @@ from avalanche.evaluation import metrics
 from avalanche.training import Naive
 from avalanche.training.plugins import EvaluationPlugin, SupervisedPlugin
 
-from avalanche_hnet import CheckpointPlugin
+from avalanche_hnet import CheckpointPlugin, TaskInferencePlugin
+from avalanche_hnet.metrics import task_inference_metrics
 from tests.support.checkpoint_runs import (
     METHODS,
     Options,
@@ -189,12 +190,14 @@ METRICS = {
     "class accuracy": metrics.class_accuracy_metrics,
     "top k": metrics.topk_acc_metrics,
     "AMCA": metrics.amca_metrics,
+    "task inference": task_inference_metrics,
 }
 ARGUMENTS = {
     "forgetting": {"experience": True, "stream": True},
     "backward transfer": {"experience": True, "stream": True},
     "forward transfer": {"experience": True, "stream": True},
     "AMCA": {},
+    "task inference": {"experience": True, "stream": True},
     "top k": {"top_k": 1, "epoch": True, "experience": True, "stream": True},
 }
 EVERYWHERE = {
@@ -213,6 +216,8 @@ def test_metrics_of_avalanche(tmp_path, name):
     def new(folder=None):
         torch.manual_seed(0)
         options = Options([] if folder is None else [CheckpointPlugin(folder)])
+        if name == "task inference":
+            options.plugins.append(TaskInferencePlugin())
         model = mlp()
         optimizer = torch.optim.SGD(model.parameters(), 0.05)
         made = METRICS[name](**ARGUMENTS.get(name, EVERYWHERE))
