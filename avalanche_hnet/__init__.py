@@ -33,6 +33,8 @@ from avalanche_hnet.models.active import HasActiveElements, active_elements
 from avalanche_hnet.models.block_heads import BlockMultiHeadClassifier
 from avalanche_hnet.models.hyper_model import HyperModel
 from avalanche_hnet.models.task_inference import TaskInference
+from avalanche_hnet.plugins.checkpoint import CheckpointPlugin
+from avalanche_hnet.plugins.checkpointing.kinds import register_checkpoint_state
 from avalanche_hnet.plugins.clip_gradient import ClipGradientPlugin
 from avalanche_hnet.plugins.in_memory import InMemoryPlugin
 from avalanche_hnet.plugins.isolated_evaluation import IsolatedEvaluationPlugin
@@ -47,6 +49,7 @@ __all__ = [
     "Bernoulli",
     "BlockMultiHeadClassifier",
     "Categorical",
+    "CheckpointPlugin",
     "ChunkedHyperNetwork",
     "ClipGradientPlugin",
     "FixedTarget",
@@ -83,6 +86,7 @@ __all__ = [
     "logits_of",
     "optimizer_step",
     "predict",
+    "register_checkpoint_state",
     "register_fisher_rule",
     "register_kronecker_rule",
     "sgd_step",

@@ -13,13 +13,29 @@ import tyro
 from rich.console import Console
 from tqdm import tqdm
 
-from benchmarks import fisher, hypernets, inference, memory, penalties, regularizers, streams
+from benchmarks import (
+    checkpoints,
+    fisher,
+    hypernets,
+    inference,
+    memory,
+    penalties,
+    regularizers,
+    streams,
+)
 from benchmarks.report import machine, table, write
 from benchmarks.rows import Row
 from experiments.common.run_folder import make_run_folder
 
 Section = Literal[
-    "streams", "penalties", "hypernets", "fisher", "regularizers", "memory", "inference"
+    "streams",
+    "penalties",
+    "hypernets",
+    "fisher",
+    "regularizers",
+    "memory",
+    "inference",
+    "checkpoints",
 ]
 SECTIONS: dict[Section, Callable[[int], list[Row]]] = {
     "streams": streams.rows,
@@ -29,6 +45,7 @@ SECTIONS: dict[Section, Callable[[int], list[Row]]] = {
     "regularizers": regularizers.rows,
     "memory": memory.rows,
     "inference": inference.rows,
+    "checkpoints": checkpoints.rows,
 }
 
 

@@ -9,6 +9,7 @@ from avalanche.training.templates import SupervisedTemplate
 from torch import Tensor
 
 from avalanche_hnet.core.common.logits import logits_of
+from avalanche_hnet.plugins.checkpointing.kinds import register_checkpoint_state
 
 
 def mse_metrics(
@@ -98,3 +99,7 @@ class _MSEPluginMetric(GenericPluginMetric[float, MSE]):
 
     def __str__(self) -> str:
         return self._name
+
+
+for _kind in (MSE, _MSEPluginMetric):
+    register_checkpoint_state(_kind)

@@ -13,6 +13,7 @@ from avalanche.training.templates import SupervisedTemplate
 from torch import Tensor
 
 from avalanche_hnet.models.task_inference import TaskInference
+from avalanche_hnet.plugins.checkpointing.kinds import register_checkpoint_state
 from avalanche_hnet.plugins.task_inference import TaskInferencePlugin
 
 
@@ -100,6 +101,9 @@ class _TaskConfusionMatrix(StreamConfusionMatrix):
 
     def __str__(self) -> str:
         return "TaskInference_ConfusionMatrix_Stream"
+
+
+register_checkpoint_state(_TaskInferenceAccuracy)
 
 
 def _inferred(strategy: SupervisedTemplate) -> Tensor | None:

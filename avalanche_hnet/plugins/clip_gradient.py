@@ -10,6 +10,7 @@ from avalanche.training.templates.update_type import MetaUpdate
 
 from avalanche_hnet.core.common.clipping import Clipping
 from avalanche_hnet.core.common.optimizers import parameters_of
+from avalanche_hnet.plugins.checkpointing.kinds import register_checkpoint_state
 
 
 class ClipGradientPlugin(SupervisedPlugin, supports_distributed=True):  # type: ignore[call-arg]
@@ -59,6 +60,9 @@ class ClipGradientPlugin(SupervisedPlugin, supports_distributed=True):  # type: 
     def before_update(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
         """Clip."""
         self.clipping.apply(parameters_of(strategy.optimizer))
+
+
+register_checkpoint_state(ClipGradientPlugin, skip={"clipping"})
 
 
 def clippings_of(strategy: SupervisedTemplate) -> list[Clipping]:

@@ -15,6 +15,7 @@ from avalanche_hnet.data.loader import InMemoryLoader, sampling_of
 from avalanche_hnet.data.processes import evaluate_all
 from avalanche_hnet.data.store import TensorStore
 from avalanche_hnet.data.unkeepable import UnsplittableError
+from avalanche_hnet.plugins.checkpointing.kinds import register_checkpoint_state
 
 
 class InMemoryPlugin(SupervisedPlugin, supports_distributed=True):  # type: ignore[call-arg]
@@ -144,6 +145,10 @@ class InMemoryPlugin(SupervisedPlugin, supports_distributed=True):  # type: igno
         if not self._has_warned:
             warnings.warn(f"{why}; Avalanche's own loader serves them", stacklevel=3)
         self._has_warned = True
+
+
+# The data are read again.
+register_checkpoint_state(InMemoryPlugin, save=lambda plugin: {}, load=lambda plugin, state: None)
 
 
 def store_of(strategy: SupervisedTemplate) -> TensorStore | None:

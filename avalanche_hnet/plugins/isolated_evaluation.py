@@ -7,8 +7,9 @@ from typing import Any
 from avalanche.training.plugins import SupervisedPlugin
 from avalanche.training.templates import SupervisedTemplate
 
-from avalanche_hnet.core.common.random_states import RandomStates
+from avalanche_hnet.core.common.random_states import random_state, set_random_state
 from avalanche_hnet.models.parts import Parts
+from avalanche_hnet.plugins.checkpointing.kinds import register_checkpoint_state
 
 
 class IsolatedEvaluationPlugin(SupervisedPlugin):
@@ -32,16 +33,21 @@ class IsolatedEvaluationPlugin(SupervisedPlugin):
 
     def __init__(self) -> None:
         super().__init__()
-        self._before: tuple[RandomStates, Parts] | None = None
+        self._before: tuple[dict[str, Any], Parts] | None = None
 
     def before_eval(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
         """Remember how training left random numbers and model."""
-        self._before = RandomStates.now(), Parts(strategy.model)
+        self._before = random_state(), Parts(strategy.model)
 
     def after_eval(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
         """Put them back."""
         assert self._before is not None  # an evaluation has begun
-        states, parts = self._before
+        state, parts = self._before
         self._before = None
         parts.restore()
-        states.restore()
+        set_random_state(state)
+
+
+register_checkpoint_state(
+    IsolatedEvaluationPlugin, save=lambda plugin: {}, load=lambda plugin, state: None
+)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 from weakref import ref
 
@@ -42,6 +42,16 @@ class ModelChecks:
     def __getstate__(self) -> dict[str, Any]:
         # References cannot be copied; a copy knows that it has learned some model.
         return self.__dict__ | {"_trained": {}, "_model": self._model and _no_model}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What has been seen, so that nothing is warned of twice."""
+        return {"labels": self._task_labels, "uses": self._uses, "warned": self._warned}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take in what :meth:`state_dict` has."""
+        self._task_labels = {*state["labels"]}
+        self._uses = {name: [*uses] for name, uses in state["uses"].items()}
+        self._warned = {*state["warned"]}
 
     def before_adaptation(self, strategy: SupervisedTemplate, posterior: Posterior) -> None:
         """Refuse modules by name, and parameters that were replaced since the last experience."""

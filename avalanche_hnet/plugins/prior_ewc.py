@@ -38,6 +38,7 @@ from avalanche_hnet.core.posterior.gaussian import PriorMean
 from avalanche_hnet.core.posterior.structure import Structure, make_posterior
 from avalanche_hnet.data.experiences import identity_of, stated_classes
 from avalanche_hnet.models.active import active_elements
+from avalanche_hnet.plugins.checkpointing.kinds import register_checkpoint_state
 from avalanche_hnet.plugins.eval_targets import EvalTargetsPlugin
 from avalanche_hnet.plugins.experience_penalty import ExperiencePenalty
 from avalanche_hnet.plugins.finite_loss import logs_now, looks_at_loss, refuse_loss
@@ -62,6 +63,7 @@ from avalanche_hnet.plugins.prior_ewc_log import (
     publish_losses,
     publish_posterior,
 )
+from avalanche_hnet.plugins.prior_ewc_state import load_plugin_state, plugin_state
 from avalanche_hnet.plugins.processes import (
     add_gradient,
     kept_apart,
@@ -85,6 +87,8 @@ class _CurrentExperience:
     """To be published at the end of this iteration."""
     apart: Tensor | None = None
     """The penalties, if their gradient is to be added after the backward pass."""
+    dormant: frozenset[str] | None = None
+    """Heads that nothing had moved, if the experience goes on in the middle."""
 
 
 class PriorEWCPlugin(  # type: ignore[call-arg]
@@ -234,7 +238,7 @@ class PriorEWCPlugin(  # type: ignore[call-arg]
     def after_eval(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
         """An evaluation in the middle of an experience may have grown the model."""
         if self._experience is not None:
-            self._experience = replace(self._experience, penalty=None)
+            self._experience = replace(self._experience, penalty=None, dormant=None)
 
     def before_forward(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
         """Remember running statistics, for a batch that is refused."""
@@ -354,13 +358,18 @@ def _penalty_of(plugin: PriorEWCPlugin, strategy: SupervisedTemplate) -> Experie
     implicit = names_with_implicit_steps(plugin.penalty_step, strategy.optimizer, parameters)
     if plugin.penalty_step == "implicit" and not plugin._has_warned_of_steps:
         plugin._has_warned_of_steps = warn_of_others(strategy.optimizer, parameters, implicit)
-    return ExperiencePenalty.of(plugin.posterior, parameters, active, n_samples, implicit)
+    penalty = ExperiencePenalty.of(plugin.posterior, parameters, active, n_samples, implicit)
+    dormant = plugin._required_experience().dormant
+    return penalty if dormant is None else replace(penalty, dormant=dormant)
 
 
 @torch.no_grad()
 def _terms(strategy: SupervisedTemplate, prior: Tensor, ewc: Tensor) -> dict[str, Tensor]:
     nll = mean(strategy._criterion(strategy.mb_output, strategy.mb_y))
     return {"NLL": nll, "Prior": prior, "EWC": ewc, "Loss": nll + prior + ewc}
+
+
+register_checkpoint_state(PriorEWCPlugin, save=plugin_state, load=load_plugin_state)
 
 
 def _check_first_batch(strategy: SupervisedTemplate, likelihood: Likelihood) -> None:

@@ -7,6 +7,8 @@ from avalanche.evaluation.metric_results import AlternativeValues, MetricValue
 from avalanche.training.templates import SupervisedTemplate
 from torch import Tensor
 
+from avalanche_hnet.plugins.checkpointing.kinds import register_checkpoint_state
+
 # A histogram needs no more values than this.
 _MAX_VALUES = 2**16
 
@@ -24,6 +26,9 @@ class Histogram(AlternativeValues):
     def __str__(self) -> str:
         low, middle, high = torch.quantile(self.values.double(), torch.tensor([0, 0.5, 1]).double())
         return f"from {low:.3g} to {high:.3g}, median {middle:.3g}"
+
+
+register_checkpoint_state(Histogram)
 
 
 def publish(

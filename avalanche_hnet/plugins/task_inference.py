@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +16,7 @@ from avalanche_hnet.core.common.processes import unwrapped
 from avalanche_hnet.data.experiences import labels_or_none
 from avalanche_hnet.models.inference_options import InferenceOptions, takes_arguments_of
 from avalanche_hnet.models.task_inference import TaskInference
+from avalanche_hnet.plugins.checkpointing.kinds import register_checkpoint_state
 from avalanche_hnet.plugins.processes import model_of
 
 
@@ -111,3 +113,24 @@ class TaskInferencePlugin(SupervisedPlugin, supports_distributed=True):  # type:
     def take_away(self, strategy: Any) -> None:
         """Likewise, where an evaluation was broken off."""
         self.after_eval(strategy)
+
+
+def _state(plugin: TaskInferencePlugin) -> dict[str, Any]:
+    generator = plugin.options.generator
+    return {
+        "begins_training": plugin._begins_training,
+        "is_training": plugin._is_training,
+        "trained": plugin._trained,
+        "generator": None if generator is None else generator.get_state(),
+    }
+
+
+def _load_state(plugin: TaskInferencePlugin, state: Mapping[str, Any]) -> None:
+    plugin._begins_training = state["begins_training"]
+    plugin._is_training = state["is_training"]
+    plugin._trained = state["trained"]
+    if plugin.options.generator is not None:
+        plugin.options.generator.set_state(state["generator"])
+
+
+register_checkpoint_state(TaskInferencePlugin, save=_state, load=_load_state)

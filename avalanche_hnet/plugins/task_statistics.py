@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import Any, Literal
 
@@ -18,6 +19,7 @@ from avalanche_hnet.core.common.task_statistics import TaskStatistics, require_s
 from avalanche_hnet.data.experiences import labels_or_none, whole
 from avalanche_hnet.models.hyper_model import HyperModel
 from avalanche_hnet.models.task_inference import TaskInference
+from avalanche_hnet.plugins.checkpointing.kinds import register_checkpoint_state
 from avalanche_hnet.plugins.processes import model_of
 
 StatisticsKey = Literal["task", "experience"]
@@ -194,6 +196,23 @@ class TaskStatisticsPlugin(SupervisedPlugin, supports_distributed=True):  # type
                 "task inference chooses among task labels, but these are statistics by experience; "
                 "use TaskStatisticsPlugin(by='task')"
             )
+
+
+def _state(plugin: TaskStatisticsPlugin) -> dict[str, Any]:
+    statistics = plugin.statistics.state_dict()
+    return {
+        "statistics": statistics,
+        "trained": plugin._trained,
+        "is_training": plugin._is_training,
+    }
+
+
+def _load_state(plugin: TaskStatisticsPlugin, state: Mapping[str, Any]) -> None:
+    plugin.statistics.load_state_dict(state["statistics"])
+    plugin._trained, plugin._is_training = state["trained"], state["is_training"]
+
+
+register_checkpoint_state(TaskStatisticsPlugin, save=_state, load=_load_state)
 
 
 def _model(strategy: SupervisedTemplate) -> nn.Module:

@@ -35,12 +35,14 @@ class GoesOn:
 
     def eval(self, *args: Any, **kwargs: Any) -> Any:
         """See Avalanche's ``eval``."""
-        state = self._save_train_state()  # type: ignore[attr-defined]
+        # Of the class: plugins may watch the object's own calls.
+        strategy: Any = type(self)
+        state = strategy._save_train_state(self)
         try:
             return super().eval(*args, **kwargs)  # type: ignore[misc]
         except BaseException:
             for plugin in self.plugins:
                 if isinstance(plugin, TaskInferencePlugin | TaskStatisticsPlugin):
                     plugin.take_away(self)
-            self._load_train_state(state)  # type: ignore[attr-defined]
+            strategy._load_train_state(self, state)
             raise

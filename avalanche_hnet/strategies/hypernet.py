@@ -19,6 +19,7 @@ from avalanche_hnet.core.regularizers import EWC, Experience, Regularizer
 from avalanche_hnet.data.experiences import identity_of, labels_of, whole
 from avalanche_hnet.data.loader import InMemoryLoader
 from avalanche_hnet.models.hyper_model import HyperModel
+from avalanche_hnet.plugins.checkpointing.kinds import register_checkpoint_state
 from avalanche_hnet.plugins.clip_gradient import ClipGradientPlugin, clippings_of
 from avalanche_hnet.plugins.eval_targets import check_eval_targets
 from avalanche_hnet.plugins.finite_loss import logs_now, looks_at_loss
@@ -34,6 +35,11 @@ from avalanche_hnet.strategies.hypernet_log import (
     publish_movement,
     publish_statistics,
     statistics,
+)
+from avalanche_hnet.strategies.hypernet_state import (
+    ATTRIBUTES,
+    load_strategy_state,
+    strategy_state,
 )
 from avalanche_hnet.strategies.hypernet_step import (
     add_gradients,
@@ -325,3 +331,8 @@ def _finish_experience(strategy: HypernetTemplate, likelihood: Likelihood | None
         regularizer.after_experience(source, tasks)
     strategy.movement.remember(model.hypernetwork, tasks)
     publish_movement(strategy, strategy.movement.distances(model.hypernetwork))
+
+
+register_checkpoint_state(
+    HypernetTemplate, save=strategy_state, load=load_strategy_state, skip=ATTRIBUTES
+)

@@ -19,6 +19,7 @@ from avalanche.training.plugins import EvaluationPlugin
 from torch import nn
 
 from avalanche_hnet import (
+    CheckpointPlugin,
     FixedTarget,
     InMemoryPlugin,
     IsolatedEvaluationPlugin,
@@ -41,6 +42,7 @@ class Setting:
     logging: bool = False
     evaluation: bool = False
     isolated: bool = False
+    interrupted: bool = False
     num_workers: int = 0
 
 
@@ -53,7 +55,10 @@ PAIRS = {
     "with or without evaluations in between, `IsolatedEvaluationPlugin`": replace(
         PLAIN, evaluation=True, isolated=True
     ),
-    "all of these at once": Setting(True, True, True, True, 2),
+    "started again after two of three experiences, `CheckpointPlugin`": replace(
+        PLAIN, interrupted=True
+    ),
+    "all of these at once": Setting(True, True, True, True, True, 2),
     "with or without evaluations in between, without that plugin": replace(PLAIN, evaluation=True),
 }
 
@@ -103,11 +108,20 @@ METHODS = {
 
 def run(method, setting):
     """All that a run has learned, from one seed."""
+    if not setting.interrupted:
+        return _run(method, setting)
+    with tempfile.TemporaryDirectory() as folder:
+        _run(method, setting, folder, n_experiences=2)
+        return _run(method, setting, folder)
+
+
+def _run(method, setting, checkpoints=None, n_experiences=3):
     for seed in (torch.manual_seed, random.seed, np.random.seed):
         seed(0)
     with tempfile.TemporaryDirectory() as folder:
         plugins = [IsolatedEvaluationPlugin()] if setting.isolated else []
         plugins += [InMemoryPlugin()] if setting.in_memory else []
+        plugins += [CheckpointPlugin(checkpoints)] if checkpoints else []
         loggers = [TextLogger(io.StringIO()), TensorboardLogger(folder)] if setting.logging else []
         options = {"eval_every": 1 if setting.evaluation else -1}
         if setting.logging:
@@ -119,7 +133,7 @@ def run(method, setting):
         strategy = METHODS[method](plugins, **options)
         stream = task_stream(3, offset=True)
         workers = {"num_workers": setting.num_workers}
-        for experience in stream.train_stream:
+        for experience in stream.train_stream[:n_experiences]:
             strategy.train(experience, [stream.test_stream], **workers)
             if setting.evaluation:
                 strategy.eval(stream.test_stream, **workers)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from avalanche_hnet.core.common.random_states import RandomStates
+from avalanche_hnet.core.common.random_states import random_state, set_random_state
 
 
 def draws(dropout=torch.nn.Dropout(0.5)):  # noqa: B008 - it has no state
@@ -22,11 +22,11 @@ def test_the_same_numbers_come_again(kind):
     try:
         random.gauss(0, 1)  # Python and NumPy make two at a time
         np.random.randn()
-        states = RandomStates.now()
+        state = random_state()
         first, second = draws(), draws()
         assert first != second
         for _ in range(2):
-            states.restore()
+            set_random_state(state)
             assert draws() == first
     finally:
         np.random.set_bit_generator(before)
@@ -35,7 +35,7 @@ def test_the_same_numbers_come_again(kind):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_those_of_gpus_too():
     torch.rand(1, device="cuda")
-    states = RandomStates.now()
+    state = random_state()
     first = torch.rand(5, device="cuda")
-    states.restore()
+    set_random_state(state)
     assert torch.equal(first, torch.rand(5, device="cuda"))
