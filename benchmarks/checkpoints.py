@@ -1,4 +1,4 @@
-"""What ``CheckpointPlugin`` takes of a run, writing after each experience and each evaluation."""
+"""What ``CheckpointPlugin`` takes of a run, writing after each experience."""
 
 from __future__ import annotations
 

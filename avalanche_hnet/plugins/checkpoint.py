@@ -29,11 +29,12 @@ class CheckpointPlugin(SupervisedPlugin):
             strategy.train(experience)
             strategy.eval(benchmark.test_stream)
 
-    After each trained experience and each evaluation all that the rest of the run depends on is
-    written to the folder. Where the script finds a checkpoint there, it skips the calls of
-    ``train`` and ``eval`` that were finished: they return what they returned before, and nothing is
-    trained, evaluated or logged again. So a script must make the same calls in the same order;
-    that it does, and that model, options and versions are the same, is compared.
+    After each trained experience all that the rest of the run depends on is written to the folder.
+    Where the script finds a checkpoint there, it skips the calls of ``train`` and ``eval`` that
+    were finished then: they return what they returned before, and nothing is trained, evaluated or
+    logged again. (An evaluation that no training has followed is repeated, with the same results.)
+    So a script must make the same calls in the same order; that it does, and that model, options
+    and versions are the same, is compared.
 
     Held are: the model with all heads, embeddings and buffers; optimizers; learning rate
     schedulers; the state of all plugins and metrics; the number of each iteration; and all random

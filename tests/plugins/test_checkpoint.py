@@ -77,10 +77,10 @@ def test_finished_calls_do_nothing(tmp_path, capsys):
         )
 
     Counts.begun = 0
-    returned = script(new(), stop_after=4)
+    returned = script(new(), stop_after=3)
     assert Counts.begun == 2
     capsys.readouterr()
-    assert_same(returned, script(new(), stop_after=4))
+    assert_same(returned, script(new(), stop_after=3))
     assert Counts.begun == 2
     assert capsys.readouterr().out == ""
     script(new())

@@ -49,17 +49,17 @@ def main(method, folder, out, phase_file):
         def before_eval(self, strategy, **kwargs):
             is_in("E")
 
-    rows, cost = prior_ewc._fisher_rows, prior_ewc.publish_cost
+    batches, cost = prior_ewc.fisher_batches, prior_ewc.publish_cost
 
     def before_the_fisher(*args, **kwargs):
         is_in("F")
-        return rows(*args, **kwargs)
+        return batches(*args, **kwargs)
 
     def after_the_fisher(*args, **kwargs):
         is_in("T")
         return cost(*args, **kwargs)
 
-    prior_ewc._fisher_rows, prior_ewc.publish_cost = before_the_fisher, after_the_fisher
+    prior_ewc.fisher_batches, prior_ewc.publish_cost = before_the_fisher, after_the_fisher
     told(CheckpointFolder, "write", "C", "-")
     make = checkpoint_runs.make
 

@@ -181,7 +181,8 @@ class Run:
         resume = self._resume
         if resume is None:
             self.journal.append(call, evaluator.last_metric_results)
-            self._save()
+            if call.kind == "train":  # an evaluation is soon repeated
+                self._save()
             return
         expected = resume.expected(self._n_skipped)
         if len(call.experiences) != len(expected.experiences):
