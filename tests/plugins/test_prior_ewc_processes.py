@@ -16,7 +16,7 @@ from avalanche_hnet import (
     TaskStatisticsPlugin,
 )
 from tests.support.models import Incremental, MultiHead, mlp
-from tests.support.processes import assert_close, in_two_processes, same
+from tests.support.processes import EvaluateAll, assert_close, in_two_processes, same
 from tests.support.strategies import naive
 from tests.support.streams import regression_stream, task_stream
 
@@ -99,17 +99,6 @@ class Nudge(ClipGradientPlugin, supports_distributed=True):
             heads = DistributedHelper.unwrap_model(strategy.model).output["head"].classifiers
             with torch.no_grad():
                 heads["0"].classifier.bias += 0.1
-
-
-class EvaluateAll(ClipGradientPlugin, supports_distributed=True):
-    """Evaluates after each epoch, which adds heads and embeddings of tasks to come."""
-
-    def __init__(self, stream):
-        super().__init__(1.0)
-        self.stream = stream
-
-    def after_training_epoch(self, strategy, **kwargs):
-        strategy.eval(self.stream)
 
 
 def trainings(rank):

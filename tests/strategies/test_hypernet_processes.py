@@ -19,7 +19,7 @@ from avalanche_hnet import (
 from tests.support.hypernet_strategies import adam
 from tests.support.hypernets import hyper_model, learner
 from tests.support.models import mlp
-from tests.support.processes import assert_close, in_two_processes, same
+from tests.support.processes import EvaluateAll, assert_close, in_two_processes, same
 from tests.support.streams import task_stream, two_tasks_in_one
 
 CHUNKS = {"hypernet": {"chunk_size": 13}}
@@ -150,17 +150,6 @@ def posteriors(process):
         for structure in ("diagonal", "kronecker")
         for n_samples, n_fisher in [(17, None), (17, 6), (1, None)]
     }
-
-
-class EvaluateAll(ClipGradientPlugin, supports_distributed=True):
-    """Evaluates after each epoch, which adds embeddings of tasks to come."""
-
-    def __init__(self, stream):
-        super().__init__(1.0)
-        self.stream = stream
-
-    def after_training_epoch(self, strategy, **kwargs):
-        strategy.eval(self.stream)
 
 
 def evaluated_between(process):

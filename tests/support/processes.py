@@ -9,7 +9,20 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from avalanche_hnet import ClipGradientPlugin
+
 N = 2
+
+
+class EvaluateAll(ClipGradientPlugin, supports_distributed=True):
+    """Evaluates after each epoch, which adds heads and embeddings of tasks to come."""
+
+    def __init__(self, stream):
+        super().__init__(1.0)
+        self.stream = stream
+
+    def after_training_epoch(self, strategy, **kwargs):
+        strategy.eval(self.stream)
 
 
 def in_two_processes(folder, *jobs):
