@@ -32,7 +32,7 @@ def test_nothing_is_left_over(kind):
     if kind in SHARED:
         assert last.n_calls == first.n_calls
     if kind == "hypernetwork":  # passes of PyTorch and Avalanche over its parameters
-        assert last.n_calls - first.n_calls <= 8 * 150
+        assert last.n_calls - first.n_calls <= 8 * 175
 
 
 def test_a_slope_is_found_with_its_error():
