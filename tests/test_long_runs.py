@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.support.long_runs import KINDS, measure, slope
+from tests.support.long_runs import KINDS, Left, slope
 
 ROOT = Path(__file__).resolve().parents[1]
 # A task of its own is a new parameter for the model, and in heads four, with what protects them.
@@ -18,12 +18,26 @@ TENSORS = {"Naive, heads": 4, "diagonal, heads": 12, "Kronecker, heads": 20, "hy
 BYTES = {"Naive, heads": 76, "diagonal, heads": 310, "Kronecker, heads": 1106, "hypernetwork": 60}
 
 
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("kind", KINDS)
-def test_nothing_is_left_over(kind):
+def measured(kinds, *numbers):
+    """By kind, times and what is left, of a process where nothing else has left anything."""
+    command = [sys.executable, "-m", "tests.support.long_runs", *kinds, *map(str, numbers)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+    )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def short():
     """From where the log of a hypernetwork's weights follows no more tasks, at 32."""
-    _, left = measure(kind, 44, at={36, 44})
-    first, last = left[36], left[44]
+    return measured(KINDS, 36, 44)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_nothing_is_left_over(kind, short):
+    _, left = short[kind]
+    first, last = Left(**left["36"]), Left(**left["44"])
     assert last.n_graphs == 0
     assert last.n_hooks == first.n_hooks
     assert last.n_files == first.n_files
@@ -47,12 +61,7 @@ def test_a_slope_is_found_with_its_error():
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_five_hundred_experiences(kind):
-    command = [sys.executable, "-m", "tests.support.long_runs", kind, "500"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True
-    )
-    times, left = json.loads(done.stdout.splitlines()[-1])
+    times, left = measured([kind], 50, 500)[kind]
     resident = {number: of["resident_bytes"] for number, of in left.items()}
     found, error = slope(times[50:])
     print(f"{kind}: {resident}, {found:.2e} ± {error:.0e} of {np.nanmean(times[50:]):.3g}")

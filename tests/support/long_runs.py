@@ -1,6 +1,7 @@
 """Many tiny experiences, and what is left of them.
 
-``python -m tests.support.long_runs KIND N`` prints what :func:`measure` finds, as JSON.
+``python -m tests.support.long_runs KIND... M N`` prints what :func:`measure` finds after M and N
+experiences of each kind, as JSON.
 """
 
 import gc
@@ -156,6 +157,9 @@ def _left(strategy, n_calls):
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    n = int(sys.argv[2])
-    times, left = measure(sys.argv[1], n, at={50, n})
-    print(json.dumps([times, {number: asdict(of) for number, of in left.items()}]))
+    *kinds, some, many = sys.argv[1:]
+    found = {}
+    for kind in kinds:
+        times, left = measure(kind, int(many), at={int(some), int(many)})
+        found[kind] = times, {number: asdict(of) for number, of in left.items()}
+    print(json.dumps(found))
