@@ -9,6 +9,7 @@ from avalanche.training.templates import SupervisedTemplate
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from avalanche_hnet.core.common.gradients import add_gradients
 from avalanche_hnet.core.common.processes import are_several, n_processes, take_first, unwrapped
 
 
@@ -81,15 +82,10 @@ def add_gradient(value: Tensor | None, parameters: Iterable[nn.Parameter]) -> No
     """Add the gradient of a value, if there is one, to the parameters' ``grad``."""
     if value is None or not value.requires_grad:
         return
-    trained = [p for p in parameters if p.requires_grad]
-    gradients = torch.autograd.grad(value, trained, allow_unused=True)
-    for parameter, gradient in zip(trained, gradients, strict=True):
-        if gradient is None:
-            continue
-        if parameter.grad is None:
-            parameter.grad = torch.empty_like(parameter).copy_(gradient)
-        else:
-            parameter.grad += gradient
+    trained = {str(n): p for n, p in enumerate(parameters) if p.requires_grad}
+    found = torch.autograd.grad(value, [*trained.values()], allow_unused=True)
+    pairs = zip(trained, found, strict=True)
+    add_gradients(trained, {n: gradient for n, gradient in pairs if gradient is not None})
 
 
 def _has_grown(model: nn.Module) -> bool:

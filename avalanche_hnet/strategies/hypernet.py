@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from avalanche_hnet.core.common.buffers_before import BuffersBefore
 from avalanche_hnet.core.common.exchange import LatestUpdate
+from avalanche_hnet.core.common.gradients import add_gradients
 from avalanche_hnet.core.common.likelihoods import Likelihood, likelihood_of, resolve_likelihood
 from avalanche_hnet.core.common.logits import logits_of
 from avalanche_hnet.core.common.optimizers import parameters_of
@@ -42,7 +43,6 @@ from avalanche_hnet.strategies.hypernet_state import (
     strategy_state,
 )
 from avalanche_hnet.strategies.hypernet_step import (
-    add_gradients,
     look_ahead,
     penalty_ahead,
     task_gradients,

@@ -152,13 +152,3 @@ def penalty_ahead(
         for name, more in zip(parameters, means, strict=True)
     }
     return penalty._replace(gradients=gradients)
-
-
-def add_gradients(parameters: Mapping[str, Tensor], gradients: Mapping[str, Tensor]) -> None:
-    """Add ``gradients`` to the parameters' ``grad``, in the parameters' layout."""
-    for name, gradient in gradients.items():
-        parameter = parameters[name]
-        if parameter.grad is None:
-            parameter.grad = torch.empty_like(parameter).copy_(gradient)
-        else:
-            parameter.grad += gradient

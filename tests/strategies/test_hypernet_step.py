@@ -7,9 +7,9 @@ from torch.func import functional_call
 
 from avalanche_hnet import FixedTarget, HyperNetwork, ValuePreserving
 from avalanche_hnet.core.common.clipping import Clipping
+from avalanche_hnet.core.common.gradients import add_gradients
 from avalanche_hnet.core.regularizers import Experience, Penalty, Regularizer
 from avalanche_hnet.strategies.hypernet_step import (
-    add_gradients,
     look_ahead,
     penalty_ahead,
     task_gradients,
